@@ -1,0 +1,47 @@
+"""A kernel of this very environment, whatever kernel specs the user has installed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from course.notebooks import FOLDER, Notebook
+
+THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "MKL_NUM_THREADS": "1"}
+"""Set for test runs: on a busy machine with few cores, more threads make everything slower."""
+
+
+@contextmanager
+def running(notebook: Notebook, timeout: float = 300) -> Iterator[object]:
+    """Start a kernel for `notebook` and yield an ``nbclient.NotebookClient`` whose ``execute_cell`` runs its cells.
+
+    The kernel works in the notebooks' folder. A cell that runs longer than `timeout` seconds raises.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+
+    class ThisEnvironment(KernelSpecManager):
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            return KernelSpec(**get_kernel_dict())
+
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisEnvironment())
+    client = NotebookClient(
+        notebook, km=manager, timeout=timeout, resources={"metadata": {"path": str(FOLDER)}}, store_widget_state=False
+    )
+    with client.setup_kernel():
+        yield client
+
+
+def limit_threads() -> None:
+    """Give kernels started from this process one thread each, unless the environment says otherwise."""
+    for name, value in THREADS.items():
+        os.environ.setdefault(name, value)
+
+
+def folder() -> Path:
+    """Return the folder in which notebooks run."""
+    return FOLDER
