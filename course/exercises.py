@@ -179,7 +179,8 @@ def expect_close(what: str, got: Any, want: Any, tol: float = 1e-6, hint: str = 
     if got_array.size == 0:
         return
     # NaN and infinity where a finite number is due are as wrong as can be, and must not slip through a comparison.
-    error = np.abs(got_array - want_array) / np.maximum(1.0, np.abs(want_array))
+    with np.errstate(invalid="ignore"):
+        error = np.abs(got_array - want_array) / np.maximum(1.0, np.abs(want_array))
     error = np.where(got_array == want_array, 0.0, np.where(np.isfinite(error), error, np.inf))
     if error.max() > tol:
         at = np.unravel_index(int(error.argmax()), error.shape)

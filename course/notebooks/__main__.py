@@ -1,16 +1,20 @@
 """``python -m course.notebooks COMMAND [NOTEBOOK ...]``; a notebook is a path, a name or a number, none means all.
 
 format           write them in the course's canonical form
+execute          run them from top to bottom, store the outputs, record seconds and memory
+lint             check what can be checked without running
 check-exercises  run every exercise as shipped, with its solution, and with each wrong answer
+status           print what the last runs cost, and which outputs are stale
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from course import notebooks
-from course.notebooks import kernel, modes
+from course.notebooks import execute, kernel, lint, modes
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,14 +31,34 @@ def main(arguments: list[str] | None = None) -> int:
     return COMMANDS[given.command](chosen)
 
 
-def _format(chosen) -> int:
+def _format(chosen: list[Path]) -> int:
     for path in chosen:
         changed = notebooks.write(path, notebooks.read(path))
         print(f"{path.name}: {'rewritten' if changed else 'already in canonical form'}")
     return 0
 
 
-def _check_exercises(chosen) -> int:
+def _execute(chosen: list[Path]) -> int:
+    from nbclient.exceptions import CellExecutionError
+
+    for path in chosen:
+        print(f"{path.name}: running ...", flush=True)
+        try:
+            record = execute.execute(path)
+        except CellExecutionError as error:
+            print(f"{path.name}: FAILED, left as it was\n{error}")
+            return 1
+        print(f"{path.name}: {record['seconds']} s, {record['peak_memory_mib']} MiB")
+    return 0
+
+
+def _lint(chosen: list[Path]) -> int:
+    found = [fault for path in chosen for fault in lint.faults(path)] + lint.faults_together(notebooks.paths())
+    print("\n".join(found) or f"{len(chosen)} notebooks are in order")
+    return 1 if found else 0
+
+
+def _check_exercises(chosen: list[Path]) -> int:
     kernel.limit_threads()
     outcomes = []
     for path in chosen:
@@ -51,7 +75,18 @@ def _check_exercises(chosen) -> int:
     return 1 if bad else 0
 
 
-COMMANDS = {"format": _format, "check-exercises": _check_exercises}
+def _status(chosen: list[Path]) -> int:
+    print(execute.table())
+    return 0
+
+
+COMMANDS = {
+    "format": _format,
+    "execute": _execute,
+    "lint": _lint,
+    "check-exercises": _check_exercises,
+    "status": _status,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

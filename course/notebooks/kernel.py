@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from course.notebooks import FOLDER, Notebook
 
@@ -40,8 +39,3 @@ def limit_threads() -> None:
     """Give kernels started from this process one thread each, unless the environment says otherwise."""
     for name, value in THREADS.items():
         os.environ.setdefault(name, value)
-
-
-def folder() -> Path:
-    """Return the folder in which notebooks run."""
-    return FOLDER

@@ -48,7 +48,9 @@ def test_a_stub_that_gives_the_answer_away_is_a_fault(small_course):
 
 
 def test_names_of_one_answer_do_not_reach_the_next(small_course):
-    small_course.wrong("a_leak", "# caught: but should be 6\nfactor = 5\nhelper = 1\ndef double(x):\n    return 5 * x\n")
+    small_course.wrong(
+        "a_leak", "# caught: but should be 6\nfactor = 5\nhelper = 1\ndef double(x):\n    return 5 * x\n"
+    )
     small_course.wrong("b_uses_it", "# caught: name 'helper'\ndef double(x):\n    return helper * x\n")
     assert not any(faults(small_course).values())
 
