@@ -1,0 +1,75 @@
+"""The `triton` backend: our kernels, the default on a GPU.
+
+Three launches a layer at most: store the new keys and values, decode attention for the first `num_decodes` sequences,
+prefill attention for the rest. Nothing is read back to the host, so the decode part can be captured in a CUDA graph.
+Without a GPU the same kernels run under Triton's interpreter (TRITON_INTERPRET=1), slowly: for tests.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from nanovllm.attention.base import AttentionMetadata
+from nanovllm.kernels.paged_decode import paged_decode
+from nanovllm.kernels.ragged_prefill import ragged_prefill
+from nanovllm.kernels.store_kv import store_kv
+
+SIZES = (16, 32, 64, 128, 256)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class TritonBackend:
+    """Serves block sizes and head dimensions that are powers of two from 16 to 256, in fp16, bf16 and fp32."""
+
+    name = "triton"
+
+    def check(self, *, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Raises ValueError that names the argument and the allowed values where the backend cannot serve it."""
+        for argument, value in (("block_size", block_size), ("head_dim", head_dim)):
+            if value not in SIZES:
+                raise ValueError(f"{argument} must be one of {SIZES} for the triton backend, got {value}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {DTYPES} for the triton backend, got {dtype}")
+        if torch.device(device).type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(
+                f"device must be a CUDA device for the triton backend, got {device} "
+                "(tests run it elsewhere with TRITON_INTERPRET=1 set before Python starts)"
+            )
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv_cache: torch.Tensor,
+        metadata: AttentionMetadata,
+        scale: float,
+    ) -> torch.Tensor:
+        """q (T, H, D), k and v (T, KV, D), kv_cache as in `base` -> (T, H, D)."""
+        store_kv(k, v, kv_cache, metadata.slot_mapping)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        decodes = metadata.num_decodes
+        if decodes:
+            paged_decode(
+                q[:decodes],
+                kv_cache,
+                metadata.block_tables[:decodes],
+                metadata.context_lens[:decodes],
+                scale,
+                metadata.max_context_len,
+                out=out[:decodes],
+            )
+        if decodes < metadata.context_lens.shape[0]:
+            ragged_prefill(
+                q,
+                kv_cache,
+                metadata.block_tables,
+                metadata.query_start,
+                metadata.context_lens,
+                scale,
+                first_seq=decodes,
+                out=out,
+            )
+        return out

@@ -1,0 +1,256 @@
+"""Decode attention over the paged cache: one query token a sequence, and every byte of its context read once.
+
+Idea 1, pack the group: all G query heads that share a KV head form one tile, padded to the 16 rows that a tensor-core
+product needs, so keys and values are read once for the whole group.
+
+Idea 2, even shares: decode attention does 2 * G operations a loaded byte or fewer, so its time is the time to read the
+cache, and the work of a (sequence, KV head) is its length. Contexts of 100 to 1,024 tokens make that work ragged. So
+contexts are cut into tiles of TILE tokens, all tiles are numbered (sequence by sequence, head by head), and program p
+of P takes tiles p * total // P up to (p + 1) * total // P: shares differ by one tile at most, whatever the lengths.
+A share may begin in the middle of one sequence and end in the middle of another.
+
+Idea 3, merge what was cut: a program finishes every (sequence, head) that lies whole in its share. Of one that does
+not it stores a partial: the normalized output and the log-sum-exp of its scores. A program has two partials at most,
+one for the first sequence of its share (slot 0) and one for the last (slot 1). A second, tiny kernel merges them.
+
+The grid depends on the number of rows and on the largest context allowed, never on the lengths, which are read on the
+device: a CUDA graph captured once serves every step. A sequence with no tokens (padding) owns one tile, with every
+load masked, so its output row is written, with zeros.
+
+Shapes: q (B, H, D), kv_cache (num_blocks, 2, KV, block_size, D), block_tables (B, max_blocks), context_lens (B)
+-> (B, H, D). Query head h reads KV head h // (H // KV).
+Bytes: see `decode_bytes`.
+Compared with: float64 attention, sequence by sequence (tests/nanovllm/attention/oracle.py).
+Online softmax: Milakov and Gimelshein, arXiv 1805.02867; even shares are Stream-K's, arXiv 2301.03598.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from nanovllm.kernels.paging import token_offsets
+
+LOG2_E = 1.4426950408889634
+INTERPRETER_PROGRAMS = 6
+
+
+class DecodeConfig(NamedTuple):
+    """Tuning knobs. tile: tokens a tile; programs_per_sm: shares a multiprocessor; warps, stages: Triton's."""
+
+    tile: int
+    programs_per_sm: int
+    warps: int
+    stages: int
+
+
+# By bytes of one key row (head_dim * itemsize).
+CONFIGS = {
+    256: DecodeConfig(tile=64, programs_per_sm=4, warps=4, stages=2),
+    512: DecodeConfig(tile=32, programs_per_sm=4, warps=4, stages=2),
+    1024: DecodeConfig(tile=16, programs_per_sm=4, warps=4, stages=2),
+}
+
+
+def default_config(head_dim: int, itemsize: int) -> DecodeConfig:
+    """The measured configuration for rows of head_dim * itemsize bytes."""
+    return CONFIGS[max(256, head_dim * itemsize)]
+
+
+def decode_bytes(context_lens: list[int], q_heads: int, kv_heads: int, head_dim: int, itemsize: int) -> int:
+    """Bytes that decode attention must move: keys and values once, queries in, outputs out. Partials are not counted."""
+    return itemsize * head_dim * (2 * kv_heads * sum(context_lens) + 2 * q_heads * len(context_lens))
+
+
+@triton.jit
+def _num_tiles(context_lens, seqs, num_seqs, TILE: tl.constexpr):
+    """Tiles of each of `seqs`; 0 past the last sequence."""
+    lengths = tl.load(context_lens + seqs, mask=seqs < num_seqs, other=0)
+    return tl.where(seqs < num_seqs, tl.maximum(tl.cdiv(lengths, TILE), 1), 0)
+
+
+@triton.jit
+def _tiles_before(context_lens, stop, num_seqs, TILE: tl.constexpr):
+    """Tiles, of one head, of the sequences before `stop`."""
+    tiles = 0
+    for first in range(0, stop, 128):
+        seqs = first + tl.arange(0, 128)
+        tiles += tl.sum(tl.where(seqs < stop, _num_tiles(context_lens, seqs, num_seqs, TILE), 0))
+    return tiles
+
+
+@triton.jit
+def _find_sequence(context_lens, tile, num_seqs, KV: tl.constexpr, TILE: tl.constexpr):
+    """The sequence that owns tile number `tile`, and that sequence's first tile."""
+    seq = 0
+    start = 0
+    counted = 0
+    for first in range(0, num_seqs, 128):
+        seqs = first + tl.arange(0, 128)
+        tiles = KV * _num_tiles(context_lens, seqs, num_seqs, TILE)
+        ends = counted + tl.cumsum(tiles, 0)
+        before = (ends <= tile) & (seqs < num_seqs)
+        seq += tl.sum(before.to(tl.int32))
+        start += tl.sum(tl.where(before, tiles, 0))
+        counted += tl.sum(tiles)
+    return seq, start
+
+
+@triton.jit
+def _share_start(program, total, programs):
+    return (program.to(tl.int64) * total // programs).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["num_seqs"])
+def _decode_kernel(
+    q, cache, block_tables, context_lens, out, part_out, part_lse,
+    num_seqs, scale_log2,
+    q_stride_seq, q_stride_head, stride_block, stride_value, stride_head, stride_token, table_stride,
+    KV: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    total = KV * _tiles_before(context_lens, num_seqs, num_seqs, TILE)
+    programs = tl.minimum(tl.num_programs(0), total)
+    program = tl.program_id(0)
+    if program >= programs:
+        return
+    tile = _share_start(program, total, programs)
+    end = _share_start(program + 1, total, programs)
+    seq, seq_start = _find_sequence(context_lens, tile, num_seqs, KV, TILE)
+
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, D)
+    row_mask = (rows < G)[:, None]
+    share_first = tile
+    while tile < end:
+        length = tl.load(context_lens + seq)
+        tiles = tl.maximum(tl.cdiv(length, TILE), 1)
+        head = (tile - seq_start) // tiles
+        head_start = seq_start + head * tiles
+        first = tile - head_start
+        last = tl.minimum(end - head_start, tiles)
+
+        q_rows = q + seq.to(tl.int64) * q_stride_seq + (head * G + rows)[:, None] * q_stride_head + dims[None, :]
+        query = tl.load(q_rows, mask=row_mask, other=0.0)
+        head_cache = cache + head * stride_head
+        table = block_tables + seq.to(tl.int64) * table_stride
+        top = tl.full([ROWS], -1.0e30, tl.float32)  # running maximum; finite, so that a fully masked tile gives no NaN
+        norm = tl.zeros([ROWS], tl.float32)
+        acc = tl.zeros([ROWS, D], tl.float32)
+        for i in range(first, last):
+            positions = i * TILE + tl.arange(0, TILE)
+            valid = positions < length
+            offsets = token_offsets(table, i * TILE, length, stride_block, stride_token, BLOCK_SIZE, TILE)
+            place = head_cache + offsets[:, None] + dims[None, :]
+            key = tl.load(place, mask=valid[:, None], other=0.0)
+            value = tl.load(place + stride_value, mask=valid[:, None], other=0.0)
+            scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale_log2
+            scores = tl.where(valid[None, :], scores, float("-inf"))
+            new_top = tl.maximum(top, tl.max(scores, 1))
+            rescale = tl.exp2(top - new_top)
+            weights = tl.exp2(scores - new_top[:, None])
+            norm = norm * rescale + tl.sum(weights, 1)
+            acc = acc * rescale[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+            top = new_top
+
+        result = acc / tl.maximum(norm, 1.0e-30)[:, None]
+        if last - first == tiles:
+            out_rows = out + ((seq.to(tl.int64) * KV + head) * G + rows)[:, None] * D + dims[None, :]
+            tl.store(out_rows, result.to(out.dtype.element_ty), mask=row_mask)
+        else:
+            slot = program * 2 + (head_start > share_first).to(tl.int32)
+            tl.store(part_out + (slot * G + rows)[:, None] * D + dims[None, :], result, mask=row_mask)
+            tl.store(part_lse + slot * G + rows, top + tl.log2(norm), mask=rows < G)
+
+        tile = head_start + last
+        if tile == seq_start + KV * tiles:
+            seq_start = tile
+            seq += 1
+
+
+@triton.jit(do_not_specialize=["num_seqs", "max_programs"])
+def _merge_kernel(
+    context_lens, out, part_out, part_lse, num_seqs, max_programs,
+    KV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """One program a (sequence, query head): the partials of its tiles, weighted by their share of the softmax."""
+    seq = tl.program_id(0)
+    q_head = tl.program_id(1)
+    total = KV * _tiles_before(context_lens, num_seqs, num_seqs, TILE)
+    programs = tl.minimum(max_programs, total)
+    tiles = tl.maximum(tl.cdiv(tl.load(context_lens + seq), TILE), 1)
+    start = KV * _tiles_before(context_lens, seq, num_seqs, TILE) + (q_head // G) * tiles
+    # Tile t belongs to the last program whose share starts at or before it: p * total < (t + 1) * programs.
+    first = (((start + 1).to(tl.int64) * programs - 1) // total).to(tl.int32)
+    last = (((start + tiles).to(tl.int64) * programs - 1) // total).to(tl.int32)
+    if first == last:
+        return
+    dims = tl.arange(0, D)
+    top = -1.0e30
+    norm = 0.0
+    acc = tl.zeros([D], tl.float32)
+    for p in range(first, last + 1, CHUNK):
+        program = p + tl.arange(0, CHUNK)
+        mask = program <= last
+        slot = program * 2 + (_share_start(program, total, programs) < start).to(tl.int32)
+        row = slot * G + q_head % G
+        lse = tl.load(part_lse + row, mask=mask, other=float("-inf"))
+        partial = tl.load(part_out + row[:, None] * D + dims[None, :], mask=mask[:, None], other=0.0)
+        new_top = tl.maximum(top, tl.max(lse, 0))
+        rescale = tl.exp2(top - new_top)
+        weights = tl.exp2(lse - new_top)
+        norm = norm * rescale + tl.sum(weights, 0)
+        acc = acc * rescale + tl.sum(weights[:, None] * partial, 0)
+        top = new_top
+    tl.store(out + (seq.to(tl.int64) * KV * G + q_head) * D + dims, (acc / norm).to(out.dtype.element_ty))
+
+
+def paged_decode(
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    context_lens: torch.Tensor,
+    scale: float,
+    max_context_len: int,
+    out: torch.Tensor | None = None,
+    config: DecodeConfig | None = None,
+) -> torch.Tensor:
+    """Attention of one query token a sequence over its paged context, q (B, H, D) -> (B, H, D).
+
+    Args:
+        q: (B, H, D), the last dimension contiguous.
+        kv_cache: (num_blocks, 2, KV, block_size, D); the new tokens' keys and values are already in it.
+        block_tables: (B, max_blocks) int32. context_lens: (B) int32.
+        scale: multiplies the scores, usually D ** -0.5.
+        max_context_len: at least the largest context; it only bounds the grid.
+        out: (B, H, D) contiguous, written in place where given.
+    """
+    num_seqs, q_heads, head_dim = q.shape
+    kv_heads, block_size = kv_cache.shape[2:4]
+    group = q_heads // kv_heads
+    config = config or default_config(head_dim, kv_cache.element_size())
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+
+    most_tiles = num_seqs * kv_heads * max(triton.cdiv(max_context_len, config.tile), 1)
+    if q.is_cuda:
+        sms = torch.cuda.get_device_properties(q.device).multi_processor_count
+        programs = min(sms * config.programs_per_sm, most_tiles)
+    else:
+        programs = min(INTERPRETER_PROGRAMS, most_tiles)
+    part_out = torch.empty((programs, 2, group, head_dim), dtype=torch.float32, device=q.device)
+    part_lse = torch.empty((programs, 2, group), dtype=torch.float32, device=q.device)
+
+    stride_block, stride_value, stride_head, stride_token, _ = kv_cache.stride()
+    _decode_kernel[(programs,)](
+        q, kv_cache, block_tables, context_lens, out, part_out, part_lse,
+        num_seqs, scale * LOG2_E,
+        q.stride(0), q.stride(1), stride_block, stride_value, stride_head, stride_token, block_tables.stride(0),
+        KV=kv_heads, G=group, D=head_dim, BLOCK_SIZE=block_size, TILE=config.tile,
+        ROWS=max(16, triton.next_power_of_2(group)), num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+    _merge_kernel[(num_seqs, q_heads)](
+        context_lens, out, part_out, part_lse, num_seqs, programs,
+        KV=kv_heads, G=group, D=head_dim, TILE=config.tile, CHUNK=16, num_warps=4,
+    )  # fmt: skip
+    return out
