@@ -15,7 +15,7 @@ PAGE = 256
 DTYPES = (torch.float16, torch.bfloat16)
 
 
-class FlashAttnBackend:
+class FlashAttention:
     """Serves block sizes that are multiples of 256, head dimensions up to 256 that are multiples of 8, fp16 and bf16.
 
     Raises:

@@ -20,7 +20,7 @@ SIZES = (16, 32, 64, 128, 256)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-class TritonBackend:
+class TritonAttention:
     """Serves block sizes and head dimensions that are powers of two from 16 to 256, in fp16, bf16 and fp32."""
 
     name = "triton"

@@ -1,0 +1,109 @@
+"""Paged attention in plain PyTorch: the definition that the other backends are compared with, and what a CPU runs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from nanovllm.attention.base import AttentionMetadata
+
+
+class ReferenceAttention:
+    """Gathers each sequence's keys and values from its blocks, then calls PyTorch's attention.
+
+    Serves any device, dtype, head dimension and block size.
+    """
+
+    name = "reference"
+
+    def check(self, *, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+        pass
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv_cache: torch.Tensor,
+        metadata: AttentionMetadata,
+        scale: float,
+    ) -> torch.Tensor:
+        store_kv(k, v, kv_cache, metadata.slot_mapping)
+        out = torch.empty_like(q)
+        num_decodes = metadata.num_decodes
+        if num_decodes:
+            out[:num_decodes] = self._decode(q[:num_decodes], kv_cache, metadata, scale)
+        if num_decodes < len(metadata.context_lens):
+            self._prefill(q, kv_cache, metadata, scale, out)
+        return out
+
+    def _decode(
+        self, q: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata, scale: float
+    ) -> torch.Tensor:
+        """One query token a sequence: all sequences in one call, padded to the longest context."""
+        num_decodes, num_heads, head_dim = q.shape
+        num_kv_heads = kv_cache.shape[2]
+        keys, values = gather_kv(kv_cache, metadata.block_tables[:num_decodes])
+        positions = torch.arange(keys.shape[2], device=q.device)
+        inside = positions < metadata.context_lens[:num_decodes, None]
+        # The query heads of one KV head become the rows of one small attention: nothing is repeated.
+        rows = q.view(num_decodes, num_kv_heads, num_heads // num_kv_heads, head_dim)
+        out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=inside[:, None, None, :], scale=scale)
+        return out.reshape(num_decodes, num_heads, head_dim)
+
+    def _prefill(
+        self,
+        q: torch.Tensor,
+        kv_cache: torch.Tensor,
+        metadata: AttentionMetadata,
+        scale: float,
+        out: torch.Tensor,
+    ) -> None:
+        """Chunks of several query tokens: one call a sequence, so that nothing is padded."""
+        query_start, context_lens = metadata.query_start.tolist(), metadata.context_lens.tolist()
+        block_size = kv_cache.shape[3]
+        for b in range(metadata.num_decodes, len(context_lens)):
+            start, end, context_len = query_start[b], query_start[b + 1], context_lens[b]
+            num_blocks = -(-context_len // block_size)
+            keys, values = gather_kv(kv_cache, metadata.block_tables[b : b + 1, :num_blocks])
+            keys, values = keys[0, :, :context_len], values[0, :, :context_len]
+            repeats = q.shape[1] // keys.shape[0]
+            attended = F.scaled_dot_product_attention(
+                q[start:end].transpose(0, 1)[None],
+                keys.repeat_interleave(repeats, dim=0)[None],
+                values.repeat_interleave(repeats, dim=0)[None],
+                attn_mask=_causal_mask(end - start, context_len, q.device),
+                scale=scale,
+            )
+            out[start:end] = attended[0].transpose(0, 1)
+
+
+def _causal_mask(query_len: int, context_len: int, device: torch.device) -> torch.Tensor:
+    """(query_len, context_len) bool: query i is the context's token context_len - query_len + i and sees up to itself."""
+    ones = torch.ones(query_len, context_len, dtype=torch.bool, device=device)
+    return ones.tril(context_len - query_len)
+
+
+def store_kv(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+    """Writes k and v (T, KV, D) into the cache at their slots (T); slot -1 is skipped."""
+    block_size = kv_cache.shape[3]
+    kept = slot_mapping >= 0
+    if not bool(kept.all()):
+        k, v, slot_mapping = k[kept], v[kept], slot_mapping[kept]
+    blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
+    kv_cache[blocks, 0, :, offsets] = k
+    kv_cache[blocks, 1, :, offsets] = v
+
+
+def gather_kv(kv_cache: torch.Tensor, block_tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The blocks (B, N) of B sequences as keys and values (B, KV, N * block_size, D).
+
+    One block of one KV head is a contiguous row of block_size * D numbers, so a single gather of rows puts them into
+    the layout that attention wants.
+    """
+    num_blocks, _, num_kv_heads, block_size, head_dim = kv_cache.shape
+    rows = kv_cache.view(num_blocks * 2 * num_kv_heads, block_size * head_dim)
+    heads = torch.arange(2 * num_kv_heads, device=kv_cache.device).view(2, 1, num_kv_heads, 1)
+    index = block_tables[None, :, None, :].long() * (2 * num_kv_heads) + heads  # (2, B, KV, N)
+    gathered = F.embedding(index, rows)
+    return gathered.view(*index.shape[:3], -1, head_dim).unbind(0)

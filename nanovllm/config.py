@@ -1,0 +1,219 @@
+"""What the engine is told (EngineConfig) and what the model's folder says (ModelConfig)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nanovllm.utils.validation import StrictArguments, check_bool, check_choice, check_float, check_int
+
+EMBEDDED_MODEL = Path(__file__).parent / "embedded_model"
+"""Folder of the tiny Qwen3 that ships with the package."""
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda")
+ATTENTION_BACKENDS = ("auto", "reference", "triton", "flash_attn")
+
+
+@dataclass(frozen=True)
+class EngineConfig(StrictArguments):
+    """Settings of one engine. nano-vllm's names where it has them.
+
+    Args:
+        model: folder of a Hugging Face checkpoint, or a hub name such as "Qwen/Qwen3-0.6B".
+        max_num_batched_tokens: most tokens that one step computes; longer prompts are split into chunks.
+        max_num_seqs: most sequences that run at once.
+        max_model_len: most tokens of one sequence, prompt and output together. It is lowered to what the model's
+            position range and the KV cache can hold.
+        gpu_memory_utilization: share of the GPU's memory that weights, activations and KV cache may take together.
+        tensor_parallel_size: number of processes that share each layer's weights.
+        enforce_eager: do not capture CUDA graphs.
+        kvcache_block_size: token slots in one KV-cache block, 16 to 256 in powers of two (flash_attn: 256).
+            None takes what the attention backend prefers.
+        num_kvcache_blocks: None measures the free memory on a GPU and takes `cpu_kvcache_gib` on a CPU.
+        cpu_kvcache_gib: size of the KV cache on a CPU, in GiB.
+        device: "cpu", "cuda", or "auto" (cuda where there is one).
+        dtype: "float32", "float16", "bfloat16", or "auto" (the checkpoint's on a GPU, float32 on a CPU).
+        attention_backend: "reference", "triton", "flash_attn", or "auto".
+        enable_prefix_caching: let requests share the KV blocks of equal prefixes.
+        seed: seed of the requests that bring none.
+        trace: record what each step decided.
+    """
+
+    model: str = str(EMBEDDED_MODEL)
+    max_num_batched_tokens: int = 8192
+    max_num_seqs: int = 256
+    max_model_len: int = 4096
+    gpu_memory_utilization: float = 0.9
+    tensor_parallel_size: int = 1
+    enforce_eager: bool = False
+    kvcache_block_size: int | None = None
+    num_kvcache_blocks: int | None = None
+    cpu_kvcache_gib: float = 0.25
+    device: str = "auto"
+    dtype: str = "auto"
+    attention_backend: str = "auto"
+    enable_prefix_caching: bool = True
+    seed: int = 0
+    trace: bool = False
+
+    def __post_init__(self):
+        if not isinstance(self.model, (str, Path)):
+            raise TypeError(f"model must be a folder or a hub name, got {self.model!r}.")
+        check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1)
+        check_int("max_num_seqs", self.max_num_seqs, 1)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}): each running sequence decodes one token in a step."
+            )
+        check_int("max_model_len", self.max_model_len, 1)
+        check_float("gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0, open_low=True)
+        check_int("tensor_parallel_size", self.tensor_parallel_size, 1)
+        for name in ("enforce_eager", "enable_prefix_caching", "trace"):
+            check_bool(name, getattr(self, name))
+        if self.kvcache_block_size is not None:
+            check_int("kvcache_block_size", self.kvcache_block_size, 1)
+            check_choice("kvcache_block_size", self.kvcache_block_size, (16, 32, 64, 128, 256))
+        if self.num_kvcache_blocks is not None:
+            check_int("num_kvcache_blocks", self.num_kvcache_blocks, 1)
+        check_float("cpu_kvcache_gib", self.cpu_kvcache_gib, 0.0, open_low=True)
+        check_choice("device", self.device, DEVICES)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("attention_backend", self.attention_backend, ATTENTION_BACKENDS)
+        check_int("seed", self.seed, 0, 2**63 - 1)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A dense Qwen3 as its config.json describes it."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    attention_bias: bool
+    dtype: str
+    eos_token_ids: frozenset[int] = field(default_factory=frozenset)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> ModelConfig:
+        """Reads config.json (both its 2025 and its present form) and, where there is one, generation_config.json.
+
+        Raises:
+            FileNotFoundError: no config.json in `folder`.
+            ValueError: a file is not JSON, a key is missing or misshapen, or the model is of a kind not served here.
+        """
+        folder = Path(folder)
+        path = folder / "config.json"
+        raw = _read_json(path)
+        kind = raw.get("model_type")
+        if kind != "qwen3":
+            raise ValueError(f"{path}: model_type is {kind!r}; this engine serves 'qwen3' (dense Qwen3 models).")
+        generation_path = folder / "generation_config.json"
+        generation = _read_json(generation_path) if generation_path.exists() else {}
+        return cls.from_dict(raw, generation, source=str(path))
+
+    @classmethod
+    def from_dict(
+        cls, raw: dict[str, Any], generation: dict[str, Any] | None = None, source: str = "config"
+    ) -> ModelConfig:
+        """As `from_folder`, from the files' parsed contents."""
+        _refuse_what_is_not_served(raw, source)
+        heads = _positive(raw, "num_attention_heads", source)
+        kv_heads = _positive(raw, "num_key_value_heads", source, default=heads)
+        hidden = _positive(raw, "hidden_size", source)
+        if heads % kv_heads:
+            raise ValueError(
+                f"{source}: num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})."
+            )
+        head_dim = _positive(raw, "head_dim", source, default=hidden // heads)
+        if head_dim % 2:
+            raise ValueError(f"{source}: head_dim must be even (RoPE rotates pairs), got {head_dim}.")
+        return cls(
+            vocab_size=_positive(raw, "vocab_size", source),
+            hidden_size=hidden,
+            intermediate_size=_positive(raw, "intermediate_size", source),
+            num_hidden_layers=_positive(raw, "num_hidden_layers", source),
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            head_dim=head_dim,
+            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            rope_theta=_rope_theta(raw, source),
+            max_position_embeddings=_positive(raw, "max_position_embeddings", source),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            attention_bias=bool(raw.get("attention_bias", False)),
+            dtype=_dtype(raw, source),
+            eos_token_ids=_eos_token_ids(raw, generation or {}),
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist: is {path.parent} the folder of a checkpoint?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
+    return content
+
+
+def _positive(raw: dict[str, Any], key: str, source: str, default: int | None = None) -> int:
+    value = raw.get(key)
+    if value is None:
+        value = default
+    if value is None:
+        raise ValueError(f"{source}: the key {key!r} is missing.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{source}: {key} must be a positive int, got {value!r}.")
+    return value
+
+
+def _rope_theta(raw: dict[str, Any], source: str) -> float:
+    # transformers 5 writes rope_parameters; the checkpoints published in 2025 have rope_theta and rope_scaling.
+    parameters = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta"), **(raw.get("rope_scaling") or {})}
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind != "default":
+        raise ValueError(f"{source}: RoPE of type {kind!r} is not served; allowed: 'default'.")
+    theta = parameters.get("rope_theta")
+    if theta is None:
+        theta = raw.get("rope_theta")
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 0:
+        raise ValueError(f"{source}: rope_theta must be a positive number, got {theta!r}.")
+    return float(theta)
+
+
+def _dtype(raw: dict[str, Any], source: str) -> str:
+    name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    if name not in DTYPES[1:]:
+        raise ValueError(f"{source}: dtype must be one of {', '.join(DTYPES[1:])}, got {name!r}.")
+    return name
+
+
+def _eos_token_ids(raw: dict[str, Any], generation: dict[str, Any]) -> frozenset[int]:
+    eos = generation.get("eos_token_id", raw.get("eos_token_id"))
+    if eos is None:
+        return frozenset()
+    return frozenset(eos if isinstance(eos, list) else [eos])
+
+
+def _refuse_what_is_not_served(raw: dict[str, Any], source: str) -> None:
+    if raw.get("use_sliding_window"):
+        raise ValueError(f"{source}: use_sliding_window is true; only full attention is served.")
+    if any(kind != "full_attention" for kind in raw.get("layer_types") or []):
+        raise ValueError(f"{source}: layer_types must all be 'full_attention', got {sorted(set(raw['layer_types']))}.")
+    if raw.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"{source}: hidden_act must be 'silu', got {raw['hidden_act']!r}.")
+    if raw.get("quantization_config"):
+        raise ValueError(f"{source}: quantization_config is set; only plain float checkpoints are served.")

@@ -1,0 +1,89 @@
+"""Turns the scheduler's decision into the tensors of one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nanovllm.attention.base import AttentionMetadata
+from nanovllm.engine.scheduler import Batch
+from nanovllm.engine.sequence import Sequence
+from nanovllm.layers.sampler import SamplingBatch
+
+
+@dataclass(slots=True)
+class StepInputs:
+    """Attributes:
+    token_ids, positions: (T) int64, the new tokens of all sequences and their positions.
+    metadata: what attention needs.
+    sampled_rows: rows of the T tokens whose logits are needed; one for each sequence that samples, in batch order.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    metadata: AttentionMetadata
+    sampled_rows: torch.Tensor
+
+
+def prepare_inputs(batch: Batch, block_size: int, device: torch.device) -> StepInputs:
+    """Flattens the batch: tokens one sequence after the other, block tables padded with 0 to the longest."""
+    scheduled = batch.scheduled
+    counts = np.fromiter((entry.num_new_tokens for entry in scheduled), np.int64, len(scheduled))
+    starts = np.fromiter((entry.seq.num_computed_tokens for entry in scheduled), np.int64, len(scheduled))
+    query_start = np.zeros(len(scheduled) + 1, np.int64)
+    np.cumsum(counts, out=query_start[1:])
+
+    tables = [entry.seq.block_table for entry in scheduled]
+    block_tables = np.zeros((len(tables), max(map(len, tables))), np.int64)
+    for row, table in zip(block_tables, tables, strict=True):
+        row[: len(table)] = table
+
+    owner = np.repeat(np.arange(len(scheduled)), counts)  # (T): which sequence each token belongs to
+    positions = np.arange(query_start[-1]) - query_start[owner] + starts[owner]
+    slots = block_tables[owner, positions // block_size] * block_size + positions % block_size
+    token_ids: list[int] = []
+    for seq, num_new_tokens in scheduled:
+        token_ids += seq.token_ids[seq.num_computed_tokens : seq.num_computed_tokens + num_new_tokens]
+    samples = np.fromiter((entry.samples for entry in scheduled), bool, len(scheduled))
+    context_lens = starts + counts
+
+    def to_device(array: np.ndarray | list[int], dtype: torch.dtype) -> torch.Tensor:
+        tensor = torch.as_tensor(array).to(dtype)
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+    return StepInputs(
+        token_ids=to_device(token_ids, torch.int64),
+        positions=to_device(positions, torch.int64),
+        metadata=AttentionMetadata(
+            query_start=to_device(query_start, torch.int32),
+            context_lens=to_device(context_lens, torch.int32),
+            block_tables=to_device(block_tables, torch.int32),
+            slot_mapping=to_device(slots, torch.int32),
+            num_decodes=batch.num_decodes,
+            max_query_len=int(counts.max()),
+            max_context_len=int(context_lens.max()),
+        ),
+        sampled_rows=to_device(query_start[1:][samples] - 1, torch.int64),
+    )
+
+
+def prepare_sampling(seqs: list[Sequence], vocab_size: int, device: torch.device) -> SamplingBatch:
+    """The sampling parameters of the sequences that sample in this step."""
+    params = [seq.sampling_params for seq in seqs]
+
+    def to_device(values: list, dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+    batch = SamplingBatch(
+        temperatures=to_device([p.temperature for p in params], torch.float32),
+        seeds=to_device([seq.seed for seq in seqs], torch.int64),
+        positions=to_device([seq.num_tokens for seq in seqs], torch.int64),
+        all_greedy=all(p.greedy for p in params),
+    )
+    if any(p.filters and not p.greedy for p in params):
+        batch.top_k = to_device([p.top_k if p.top_k > 0 else vocab_size for p in params], torch.int64)
+        batch.top_p = to_device([p.top_p for p in params], torch.float32)
+        batch.min_p = to_device([p.min_p for p in params], torch.float32)
+    return batch

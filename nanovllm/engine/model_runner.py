@@ -1,0 +1,249 @@
+"""Owns the model and its KV cache, and executes one step."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from nanovllm.attention import AttentionMetadata, get_backend
+from nanovllm.config import EngineConfig, ModelConfig
+from nanovllm.engine.input_batch import StepInputs, prepare_inputs, prepare_sampling
+from nanovllm.engine.scheduler import Batch
+from nanovllm.engine.sequence import Sequence
+from nanovllm.layers.sampler import apply_penalties, sample, top_logprobs
+from nanovllm.models.qwen3 import Qwen3ForCausalLM
+from nanovllm.sampling_params import SamplingParams
+from nanovllm.utils.context import TensorParallel
+from nanovllm.utils.loader import load_model
+from nanovllm.utils.memory import kv_block_bytes, num_kv_blocks
+
+logger = logging.getLogger(__name__)
+
+_WARM_UP_SAMPLING = SamplingParams(temperature=1.0, top_p=0.9)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes a GPU where there is one."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError("device='cuda', but PyTorch sees no CUDA device; allowed here: 'cpu', 'auto'.")
+    return torch.device("cuda", torch.cuda.current_device()) if available and name != "cpu" else torch.device("cpu")
+
+
+def choose_dtype(name: str, model_config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The dtype of that name; "auto" takes float32 on a CPU (bfloat16 is emulated on most) and else the checkpoint's."""
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else model_config.dtype
+    return getattr(torch, name)
+
+
+def choose_backend(name: str, device: torch.device) -> str:
+    """The attention backend's name; "auto" takes our Triton kernels on a GPU and plain PyTorch elsewhere."""
+    if name != "auto":
+        return name
+    chosen = "reference"
+    reason = f"the device is {device.type}"
+    if device.type == "cuda":
+        try:
+            importlib.import_module("nanovllm.attention.triton")
+            chosen = "triton"
+        except ImportError as error:
+            reason = f"the Triton backend cannot be imported ({error})"
+    logger.info("attention_backend='auto' chose %r: %s", chosen, reason)
+    return chosen
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class ModelRunner:
+    """Loads the model, measures how many KV blocks fit, allocates them, and turns batches into tokens.
+
+    Args:
+        config: the engine's settings.
+        model_config: the checkpoint's shape.
+        folder: the checkpoint.
+        max_model_len: most tokens of one sequence; the KV cache may lower it.
+
+    Attributes:
+        num_kvcache_blocks, block_size: the KV cache's size.
+
+    Raises:
+        ValueError: settings and model do not fit together, or the memory does not hold a single block.
+    """
+
+    def __init__(self, config: EngineConfig, model_config: ModelConfig, folder: Path, max_model_len: int):
+        self.config = config
+        self.model_config = model_config
+        self.max_model_len = max_model_len
+        self.device = choose_device(config.device)
+        self.dtype = choose_dtype(config.dtype, model_config, self.device)
+        backend_name = choose_backend(config.attention_backend, self.device)
+        self.block_size = config.kvcache_block_size or (256 if backend_name == "flash_attn" else 16)
+        backend = get_backend(backend_name)
+        backend.check(block_size=self.block_size, head_dim=model_config.head_dim, dtype=self.dtype, device=self.device)
+        self.attention_backend = backend_name
+        with _default_dtype(self.dtype), torch.device(self.device):
+            self.model = Qwen3ForCausalLM(model_config, backend, TensorParallel(), max_positions=max_model_len)
+        load_model(self.model, folder)
+        self.num_kvcache_blocks = self._count_kv_blocks()
+        self._allocate_kv_cache(self.num_kvcache_blocks)
+
+    # KV cache
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block in all layers, on this rank."""
+        layers = self.model.attention_layers()
+        return kv_block_bytes(
+            len(layers), self.block_size, layers[0].num_kv_heads, layers[0].head_dim, self.dtype.itemsize
+        )
+
+    def _count_kv_blocks(self) -> int:
+        config = self.config
+        if config.num_kvcache_blocks is not None:
+            return config.num_kvcache_blocks
+        if self.device.type == "cpu":
+            budget = int(config.cpu_kvcache_gib * 2**30)
+            most_useful = config.max_num_seqs * -(-self.max_model_len // self.block_size)
+            num_blocks = min(budget // self.block_bytes, most_useful)
+            setting = f"cpu_kvcache_gib={config.cpu_kvcache_gib}"
+        else:
+            self._warm_up()
+            free, total = torch.cuda.mem_get_info(self.device)
+            stats = torch.cuda.memory_stats(self.device)
+            num_blocks = num_kv_blocks(
+                total=total,
+                utilization=config.gpu_memory_utilization,
+                used=total - free,
+                peak=stats["allocated_bytes.all.peak"],
+                current=stats["allocated_bytes.all.current"],
+                block_bytes=self.block_bytes,
+            )
+            setting = f"gpu_memory_utilization={config.gpu_memory_utilization}"
+        if num_blocks < 1:
+            raise ValueError(
+                f"{setting} leaves no room for a single KV-cache block of {self.block_bytes} bytes; raise it, "
+                f"or lower max_num_batched_tokens ({config.max_num_batched_tokens})."
+            )
+        return num_blocks
+
+    def _allocate_kv_cache(self, num_blocks: int) -> None:
+        for layer in self.model.attention_layers():
+            layer.kv_cache = torch.zeros(
+                num_blocks,
+                2,
+                layer.num_kv_heads,
+                self.block_size,
+                layer.head_dim,
+                dtype=self.dtype,
+                device=self.device,
+            )
+
+    def _warm_up(self) -> None:
+        """Runs the largest step that the scheduler can ask for, so that the peak shows what a step needs.
+
+        A cache of one block is enough: nothing is stored (slot -1), and every table points at that block.
+        """
+        self._allocate_kv_cache(1)
+        num_seqs = min(self.config.max_num_seqs, self.config.max_num_batched_tokens)
+        longest = min(self.max_model_len, self.config.max_num_batched_tokens)
+        counts = [longest] * (self.config.max_num_batched_tokens // longest)
+        num_seqs = min(num_seqs, len(counts))
+        counts = counts[:num_seqs]
+        num_tokens = sum(counts)
+
+        def tensor(values: list[int], dtype: torch.dtype = torch.int32) -> torch.Tensor:
+            return torch.tensor(values, dtype=dtype, device=self.device)
+
+        inputs = StepInputs(
+            token_ids=torch.zeros(num_tokens, dtype=torch.int64, device=self.device),
+            positions=tensor([p for n in counts for p in range(n)], torch.int64),
+            metadata=AttentionMetadata(
+                query_start=tensor([sum(counts[:i]) for i in range(num_seqs + 1)]),
+                context_lens=tensor(counts),
+                block_tables=torch.zeros(
+                    num_seqs, -(-longest // self.block_size), dtype=torch.int32, device=self.device
+                ),
+                slot_mapping=torch.full((num_tokens,), -1, dtype=torch.int32, device=self.device),
+                num_decodes=0,
+                max_query_len=longest,
+                max_context_len=longest,
+            ),
+            # As many rows of logits as a step may sample, whatever the chunks.
+            sampled_rows=torch.zeros(self.config.max_num_seqs, dtype=torch.int64, device=self.device),
+        )
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        logits = self._forward(inputs)
+        seqs = [Sequence(i, [0], _WARM_UP_SAMPLING) for i in range(self.config.max_num_seqs)]
+        sample(logits, prepare_sampling(seqs, self.model_config.vocab_size, self.device))
+        torch.cuda.synchronize(self.device)
+        del logits, inputs
+        torch.cuda.empty_cache()
+
+    # One step
+
+    @torch.inference_mode()
+    def _forward(self, inputs: StepInputs) -> torch.Tensor:
+        hidden = self.model(inputs.token_ids, inputs.positions, inputs.metadata)
+        return self.model.compute_logits(hidden[inputs.sampled_rows])
+
+    @torch.inference_mode()
+    def execute(self, batch: Batch) -> list[int | None]:
+        """Computes the batch; returns a token for each entry that samples, None for the others.
+
+        Log probabilities, where a request asks for them, are appended to its sequence.
+        """
+        inputs = prepare_inputs(batch, self.block_size, self.device)
+        logits = self._forward(inputs)
+        seqs = [entry.seq for entry in batch.scheduled if entry.samples]
+        if not seqs:
+            return [None] * len(batch.scheduled)
+        raw_logits = logits
+        if any(seq.sampling_params.penalizes for seq in seqs):
+            logits = self._penalized(logits, seqs)
+        tokens = sample(logits, prepare_sampling(seqs, self.model_config.vocab_size, self.device))
+        self._record_logprobs(raw_logits, tokens, seqs)
+        drawn = iter(tokens.tolist())
+        return [next(drawn) if entry.samples else None for entry in batch.scheduled]
+
+    def _penalized(self, logits: torch.Tensor, seqs: list[Sequence]) -> torch.Tensor:
+        logits = logits.float().clone()
+        for row, seq in zip(logits, seqs, strict=True):
+            params = seq.sampling_params
+            if params.penalizes:
+                apply_penalties(
+                    row,
+                    seq.prompt_token_ids,
+                    seq.completion_token_ids,
+                    params.repetition_penalty,
+                    params.presence_penalty,
+                    params.frequency_penalty,
+                )
+        return logits
+
+    def _record_logprobs(self, logits: torch.Tensor, tokens: torch.Tensor, seqs: list[Sequence]) -> None:
+        """The model's own log probabilities: before penalties and temperature, as vLLM reports them."""
+        for row, seq in enumerate(seqs):
+            num = seq.sampling_params.logprobs
+            if num is not None:
+                seq.logprobs += top_logprobs(logits[row : row + 1], tokens[row : row + 1], num)
+
+    def close(self) -> None:
+        """Gives the model's and the cache's memory back."""
+        del self.model
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()

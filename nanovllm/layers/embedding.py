@@ -1,0 +1,50 @@
+"""Token embedding and LM head, each rank holding a range of the vocabulary."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nanovllm.utils.context import TensorParallel
+from nanovllm.utils.loader import copy_exactly
+
+
+class VocabParallelEmbedding(nn.Module):
+    """Rows rank * V/size to (rank + 1) * V/size of the (V, hidden_size) table.
+
+    A vocabulary that the ranks cannot share evenly is padded at its end.
+    """
+
+    def __init__(self, vocab_size: int, hidden_size: int, tp: TensorParallel):
+        super().__init__()
+        self.tp = tp
+        self.vocab_size = vocab_size
+        self.rows = -(-vocab_size // tp.size)
+        self.first = tp.rank * self.rows
+        self.weight = nn.Parameter(torch.empty(self.rows, hidden_size), requires_grad=False)
+        self.weight.weight_loader = self.load_shard
+
+    def load_shard(self, parameter: nn.Parameter, loaded: torch.Tensor, shard: str | None) -> None:
+        if loaded.shape[0] != self.vocab_size:
+            raise ValueError(f"{loaded.shape[0]} rows where {self.vocab_size} are needed")
+        mine = loaded[self.first : self.first + self.rows]
+        copy_exactly(parameter.data[: mine.shape[0]], mine)
+        parameter.data[mine.shape[0] :].zero_()
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """(T) ids -> (T, hidden_size)."""
+        if self.tp.size == 1:
+            return F.embedding(token_ids, self.weight)
+        local = token_ids - self.first
+        mine = (local >= 0) & (local < self.rows)
+        hidden = F.embedding(local.masked_fill(~mine, 0), self.weight)
+        return self.tp.all_reduce(hidden.masked_fill(~mine.unsqueeze(-1), 0))
+
+
+class ParallelLMHead(VocabParallelEmbedding):
+    """The same split read the other way: hidden states (B, hidden_size) -> logits (B, V), whole on every rank."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self.tp.all_gather_last(F.linear(hidden, self.weight))
+        return logits[:, : self.vocab_size]

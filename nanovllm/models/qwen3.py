@@ -1,0 +1,150 @@
+"""Qwen3 (dense): token embedding, decoder layers, final norm, LM head.
+
+A step's tokens of all sequences lie one after the other, without a batch dimension: (T, ...). Only attention knows which
+token belongs to which sequence; everything else treats each token alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from nanovllm.attention.base import AttentionBackend, AttentionMetadata
+from nanovllm.config import ModelConfig
+from nanovllm.layers.activation import silu_and_mul
+from nanovllm.layers.attention import Attention
+from nanovllm.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from nanovllm.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+from nanovllm.layers.norm import RMSNorm
+from nanovllm.layers.rotary import RotaryEmbedding, apply_rotary
+from nanovllm.utils.context import TensorParallel
+
+
+class Qwen3Attention(nn.Module):
+    """Projections, QK-norm, RoPE, paged attention, output projection: (T, hidden_size) -> (T, hidden_size)."""
+
+    def __init__(self, config: ModelConfig, backend: AttentionBackend, tp: TensorParallel):
+        super().__init__()
+        self.qkv_proj = QKVParallelLinear(
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            bias=config.attention_bias,
+            tp=tp,
+        )
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        num_heads, num_kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
+        self.attn = Attention(num_heads, num_kv_heads, config.head_dim, backend)
+        self.o_proj = RowParallelLinear(
+            config.num_attention_heads * config.head_dim, config.hidden_size, bias=config.attention_bias, tp=tp
+        )
+
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, metadata: AttentionMetadata
+    ) -> torch.Tensor:
+        head_dim = self.attn.head_dim
+        q, k, v = (
+            self.qkv_proj(x)
+            .view(len(x), -1, head_dim)
+            .split([self.attn.num_heads, self.attn.num_kv_heads, self.attn.num_kv_heads], dim=1)
+        )
+        q = apply_rotary(self.q_norm(q), cos, sin)
+        k = apply_rotary(self.k_norm(k), cos, sin)
+        return self.o_proj(self.attn(q, k, v, metadata).flatten(1))
+
+
+class Qwen3MLP(nn.Module):
+    """Gated MLP: down(silu(gate(x)) * up(x)), (T, hidden_size) -> (T, hidden_size)."""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel):
+        super().__init__()
+        sizes = {"gate": config.intermediate_size, "up": config.intermediate_size}
+        self.gate_up_proj = MergedColumnParallelLinear(config.hidden_size, sizes, bias=False, tp=tp)
+        self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, bias=False, tp=tp)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+
+
+class Qwen3DecoderLayer(nn.Module):
+    """Pre-norm transformer layer: each half reads a normalized copy and adds its result to the hidden state."""
+
+    def __init__(self, config: ModelConfig, backend: AttentionBackend, tp: TensorParallel):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Qwen3Attention(config, backend, tp)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = Qwen3MLP(config, tp)
+
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, metadata: AttentionMetadata
+    ) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, metadata)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Qwen3Model(nn.Module):
+    """Everything but the LM head: token ids (T) -> hidden states (T, hidden_size)."""
+
+    def __init__(self, config: ModelConfig, backend: AttentionBackend, tp: TensorParallel, max_positions: int):
+        super().__init__()
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, tp)
+        self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, max_positions)
+        self.layers = nn.ModuleList(Qwen3DecoderLayer(config, backend, tp) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
+        x = self.embed_tokens(token_ids)
+        cos, sin = self.rotary.lookup(positions, x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin, metadata)
+        return self.norm(x)
+
+
+class Qwen3ForCausalLM(nn.Module):
+    """The model with its LM head. Parameter names are the published ones, but for `packed_modules_mapping`.
+
+    Args:
+        config: the checkpoint's shape.
+        backend: attention backend of every layer.
+        tp: this rank's place in the tensor-parallel group.
+        max_positions: positions to tabulate for RoPE; by default all that the checkpoint allows.
+    """
+
+    packed_modules_mapping = {
+        "q_proj": ("qkv_proj", "q"),
+        "k_proj": ("qkv_proj", "k"),
+        "v_proj": ("qkv_proj", "v"),
+        "gate_proj": ("gate_up_proj", "gate"),
+        "up_proj": ("gate_up_proj", "up"),
+    }
+    """Published name -> (the packed module that holds it here, its shard there)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        backend: AttentionBackend,
+        tp: TensorParallel | None = None,
+        max_positions: int | None = None,
+    ):
+        super().__init__()
+        tp = tp or TensorParallel()
+        self.config = config
+        self.model = Qwen3Model(config, backend, tp, max_positions or config.max_position_embeddings)
+        self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, tp)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
+        """Token ids and positions (T) -> hidden states (T, hidden_size)."""
+        return self.model(token_ids, positions, metadata)
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, hidden_size) of the tokens that sample -> logits (B, vocab_size)."""
+        return self.lm_head(hidden)
+
+    def attention_layers(self) -> list[Attention]:
+        """The layers' attention modules in order: each gets its own KV cache."""
+        return [layer.self_attn.attn for layer in self.model.layers]
