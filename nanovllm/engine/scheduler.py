@@ -10,7 +10,6 @@ from typing import NamedTuple
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.sequence import FinishReason, Sequence, SequenceStatus
 
-
 LOOKAHEAD = 32
 """How many waiting sequences are tried where the first does not fit into the pool."""
 

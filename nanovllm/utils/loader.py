@@ -49,7 +49,7 @@ def iterate_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     for path in checkpoint_files(folder):
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():
+                for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
                     if name in seen:
                         raise ValueError(f"tensor {name} is in {seen[name].name} and in {path.name}.")
                     seen[name] = path
