@@ -14,7 +14,7 @@ EMBEDDED_MODEL = Path(__file__).parent / "embedded_model"
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
-ATTENTION_BACKENDS = ("auto", "reference", "triton", "flash_attn")
+ATTENTION_BACKENDS = ("auto", "reference", "numba", "triton", "flash_attn")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class EngineConfig(StrictArguments):
         cpu_kvcache_gib: size of the KV cache on a CPU, in GiB.
         device: "cpu", "cuda", or "auto" (cuda where there is one).
         dtype: "float32", "float16", "bfloat16", or "auto" (the checkpoint's on a GPU, float32 on a CPU).
-        attention_backend: "reference", "triton", "flash_attn", or "auto".
+        attention_backend: "reference", "numba" (CPU), "triton", "flash_attn" (GPU), or "auto".
         enable_prefix_caching: let requests share the KV blocks of equal prefixes.
         seed: seed of the requests that bring none.
         trace: record what each step decided.

@@ -1,4 +1,4 @@
-"""Attention backends: `reference` (the definition), `triton` (ours) and `flash_attn` (the package)."""
+"""Attention backends: `reference` (the definition), `numba` (for CPUs), `triton` (ours) and `flash_attn` (the package)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ def get_backend(name: str) -> AttentionBackend:
         from nanovllm.attention.reference import ReferenceAttention
 
         return ReferenceAttention()
+    if name == "numba":
+        from nanovllm.attention.numba import NumbaAttention
+
+        return NumbaAttention()
     if name == "triton":
         from nanovllm.attention.triton import TritonAttention
 
@@ -26,4 +30,4 @@ def get_backend(name: str) -> AttentionBackend:
         from nanovllm.attention.flash_attn import FlashAttention
 
         return FlashAttention()
-    raise ValueError(f"attention_backend must be 'reference', 'triton' or 'flash_attn', got {name!r}.")
+    raise ValueError(f"attention_backend must be 'reference', 'numba', 'triton' or 'flash_attn', got {name!r}.")

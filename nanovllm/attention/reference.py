@@ -28,16 +28,26 @@ class ReferenceAttention:
         metadata: AttentionMetadata,
         scale: float,
     ) -> torch.Tensor:
-        store_kv(k, v, kv_cache, metadata.slot_mapping)
-        out = torch.empty_like(q)
+        self.store(k, v, kv_cache, metadata.slot_mapping)
         num_decodes = metadata.num_decodes
+        if num_decodes == len(metadata.context_lens):
+            return self.decode(q, kv_cache, metadata, scale)
+        out = torch.empty_like(q)
         if num_decodes:
-            out[:num_decodes] = self._decode(q[:num_decodes], kv_cache, metadata, scale)
-        if num_decodes < len(metadata.context_lens):
-            self._prefill(q, kv_cache, metadata, scale, out)
+            out[:num_decodes] = self.decode(q[:num_decodes], kv_cache, metadata, scale)
+        self.prefill(q, kv_cache, metadata, scale, out)
         return out
 
-    def _decode(
+    def store(self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+        """Writes k and v (T, KV, D) into the cache at their slots (T); slot -1 is skipped."""
+        block_size = kv_cache.shape[3]
+        kept = slot_mapping >= 0
+        k, v, slots = k[kept], v[kept], slot_mapping[kept]
+        blocks, offsets = slots // block_size, slots % block_size
+        kv_cache[blocks, 0, :, offsets] = k
+        kv_cache[blocks, 1, :, offsets] = v
+
+    def decode(
         self, q: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata, scale: float
     ) -> torch.Tensor:
         """One query token a sequence: all sequences in one call, padded to the longest context."""
@@ -51,7 +61,7 @@ class ReferenceAttention:
         out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=inside[:, None, None, :], scale=scale)
         return out.reshape(num_decodes, num_heads, head_dim)
 
-    def _prefill(
+    def prefill(
         self,
         q: torch.Tensor,
         kv_cache: torch.Tensor,
@@ -68,11 +78,13 @@ class ReferenceAttention:
             keys, values = gather_kv(kv_cache, metadata.block_tables[b : b + 1, :num_blocks])
             keys, values = keys[0, :, :context_len], values[0, :, :context_len]
             repeats = q.shape[1] // keys.shape[0]
+            whole = end - start == context_len  # a prompt in one chunk: the plain causal triangle
             attended = F.scaled_dot_product_attention(
                 q[start:end].transpose(0, 1)[None],
                 keys.repeat_interleave(repeats, dim=0)[None],
                 values.repeat_interleave(repeats, dim=0)[None],
-                attn_mask=_causal_mask(end - start, context_len, q.device),
+                attn_mask=None if whole else _causal_mask(end - start, context_len, q.device),
+                is_causal=whole,
                 scale=scale,
             )
             out[start:end] = attended[0].transpose(0, 1)
@@ -82,17 +94,6 @@ def _causal_mask(query_len: int, context_len: int, device: torch.device) -> torc
     """(query_len, context_len) bool: query i is the context's token context_len - query_len + i and sees up to itself."""
     ones = torch.ones(query_len, context_len, dtype=torch.bool, device=device)
     return ones.tril(context_len - query_len)
-
-
-def store_kv(k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
-    """Writes k and v (T, KV, D) into the cache at their slots (T); slot -1 is skipped."""
-    block_size = kv_cache.shape[3]
-    kept = slot_mapping >= 0
-    if not bool(kept.all()):
-        k, v, slot_mapping = k[kept], v[kept], slot_mapping[kept]
-    blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
-    kv_cache[blocks, 0, :, offsets] = k
-    kv_cache[blocks, 1, :, offsets] = v
 
 
 def gather_kv(kv_cache: torch.Tensor, block_tables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -42,18 +42,19 @@ def choose_dtype(name: str, model_config: ModelConfig, device: torch.device) -> 
     return getattr(torch, name)
 
 
-def choose_backend(name: str, device: torch.device) -> str:
-    """The attention backend's name; "auto" takes our Triton kernels on a GPU and plain PyTorch elsewhere."""
+def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The attention backend's name; "auto" takes our compiled loops on a CPU and our Triton kernels on a GPU."""
     if name != "auto":
         return name
-    chosen = "reference"
-    reason = f"the device is {device.type}"
+    chosen, reason = "reference", f"no other backend serves {dtype} on {device.type}"
     if device.type == "cuda":
         try:
             importlib.import_module("nanovllm.attention.triton")
-            chosen = "triton"
+            chosen, reason = "triton", "the device is a GPU"
         except ImportError as error:
             reason = f"the Triton backend cannot be imported ({error})"
+    elif dtype == torch.float32:
+        chosen, reason = "numba", "the device is a CPU and the dtype float32"
     logger.info("attention_backend='auto' chose %r: %s", chosen, reason)
     return chosen
 
@@ -90,7 +91,7 @@ class ModelRunner:
         self.max_model_len = max_model_len
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.dtype, model_config, self.device)
-        backend_name = choose_backend(config.attention_backend, self.device)
+        backend_name = choose_backend(config.attention_backend, self.device, self.dtype)
         self.block_size = config.kvcache_block_size or (256 if backend_name == "flash_attn" else 16)
         backend = get_backend(backend_name)
         backend.check(block_size=self.block_size, head_dim=model_config.head_dim, dtype=self.dtype, device=self.device)
