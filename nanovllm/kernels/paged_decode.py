@@ -30,7 +30,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nanovllm.kernels.paging import token_offsets
+from nanovllm.kernels.paging import tile_blocks, tile_offsets
 
 LOG2_E = 1.4426950408889634
 INTERPRETER_PROGRAMS = 6
@@ -47,9 +47,9 @@ class DecodeConfig(NamedTuple):
 
 # By bytes of one key row (head_dim * itemsize).
 CONFIGS = {
-    256: DecodeConfig(tile=64, programs_per_sm=4, warps=4, stages=2),
-    512: DecodeConfig(tile=32, programs_per_sm=4, warps=4, stages=2),
-    1024: DecodeConfig(tile=16, programs_per_sm=4, warps=4, stages=2),
+    256: DecodeConfig(tile=64, programs_per_sm=3, warps=4, stages=3),
+    512: DecodeConfig(tile=32, programs_per_sm=3, warps=4, stages=3),
+    1024: DecodeConfig(tile=16, programs_per_sm=3, warps=4, stages=3),
 }
 
 
@@ -138,10 +138,12 @@ def _decode_kernel(
         top = tl.full([ROWS], -1.0e30, tl.float32)  # running maximum; finite, so that a fully masked tile gives no NaN
         norm = tl.zeros([ROWS], tl.float32)
         acc = tl.zeros([ROWS, D], tl.float32)
+        # Read one tile ahead: the loads below then depend on no other load of their iteration and pipeline deeper.
+        blocks = tile_blocks(table, first * TILE, length, BLOCK_SIZE, TILE)
         for i in range(first, last):
-            positions = i * TILE + tl.arange(0, TILE)
-            valid = positions < length
-            offsets = token_offsets(table, i * TILE, length, stride_block, stride_token, BLOCK_SIZE, TILE)
+            valid = i * TILE + tl.arange(0, TILE) < length
+            offsets = tile_offsets(blocks, i * TILE, stride_block, stride_token, BLOCK_SIZE, TILE)
+            blocks = tile_blocks(table, (i + 1) * TILE, length, BLOCK_SIZE, TILE)
             place = head_cache + offsets[:, None] + dims[None, :]
             key = tl.load(place, mask=valid[:, None], other=0.0)
             value = tl.load(place + stride_value, mask=valid[:, None], other=0.0)

@@ -10,17 +10,20 @@ import triton.language as tl
 
 
 @triton.jit
-def token_offsets(table, first, length, stride_block, stride_token, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    """Cache offsets (TILE), in elements, of the positions first .. first + TILE - 1; `first` is a multiple of TILE.
+def tile_blocks(table, first, length, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
+    """Blocks of the positions first .. first + TILE - 1: one number where a tile fits inside a block, else (TILE).
 
-    Offsets of positions at or past `length` are meaningless; the caller masks their loads. They are 64-bit, since a
-    layer's cache may hold more than 2**31 elements.
+    `first` is a multiple of TILE. Past `length` the answer is meaningless, but the table is not read there.
     """
-    inside = tl.arange(0, TILE)
     if BLOCK_SIZE % TILE == 0:
-        block = tl.load(table + first // BLOCK_SIZE).to(tl.int64)
-        return block * stride_block + (first % BLOCK_SIZE + inside) * stride_token
+        return tl.load(table + first // BLOCK_SIZE, mask=first < length, other=0)
     else:
-        positions = first + inside
-        block = tl.load(table + positions // BLOCK_SIZE, mask=positions < length, other=0).to(tl.int64)
-        return block * stride_block + (positions % BLOCK_SIZE) * stride_token
+        positions = first + tl.arange(0, TILE)
+        return tl.load(table + positions // BLOCK_SIZE, mask=positions < length, other=0)
+
+
+@triton.jit
+def tile_offsets(blocks, first, stride_block, stride_token, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
+    """Cache offsets (TILE), in elements, of those positions; 64-bit, as a layer may hold more than 2**31 elements."""
+    inside = (first + tl.arange(0, TILE)) % BLOCK_SIZE
+    return blocks.to(tl.int64) * stride_block + inside * stride_token

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from nanovllm.kernels.paged_decode import LOG2_E
-from nanovllm.kernels.paging import token_offsets
+from nanovllm.kernels.paging import tile_blocks, tile_offsets
 
 
 class PrefillConfig(NamedTuple):
@@ -96,10 +96,12 @@ def _prefill_kernel(
     top = tl.full([ROWS], -1.0e30, tl.float32)
     norm = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, D], tl.float32)
+    blocks = tile_blocks(table, 0, visible, BLOCK_SIZE, TILE)
     for first in range(0, visible, TILE):
         key_position = first + tl.arange(0, TILE)
         valid = key_position < visible
-        offsets = token_offsets(table, first, visible, stride_block, stride_token, BLOCK_SIZE, TILE)
+        offsets = tile_offsets(blocks, first, stride_block, stride_token, BLOCK_SIZE, TILE)
+        blocks = tile_blocks(table, first + TILE, visible, BLOCK_SIZE, TILE)
         place = head_cache + offsets[:, None] + dims[None, :]
         key = tl.load(place, mask=valid[:, None], other=0.0)
         value = tl.load(place + stride_value, mask=valid[:, None], other=0.0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from oracle import random_case, relative_error
 
-from nanovllm.attention.flash_attn import FlashAttnBackend
+from nanovllm.attention.flash_attn import FlashAttention
 
 ALLOWED = {"block_size": 256, "head_dim": 128, "dtype": torch.bfloat16, "device": torch.device("cuda")}
 
@@ -77,7 +77,7 @@ def stand_in(monkeypatch):
 def test_what_the_package_is_given(lengths, stand_in):
     case = random_case(lengths, block_size=256, dtype=torch.float16, padding=2)
     expected, cache = case.expected()
-    out = FlashAttnBackend()(case.q, case.k, case.v, case.kv_cache, case.metadata, case.scale)
+    out = FlashAttention()(case.q, case.k, case.v, case.kv_cache, case.metadata, case.scale)
     assert out.shape == case.q.shape and out.dtype == case.q.dtype
     assert torch.equal(case.kv_cache.nan_to_num(7.0), cache.nan_to_num(7.0))
     assert relative_error(out, expected) < 1e-3
@@ -86,7 +86,7 @@ def test_what_the_package_is_given(lengths, stand_in):
 def test_a_missing_package_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     with pytest.raises(ImportError, match=r"needs the flash-attn package.*choose \"triton\""):
-        FlashAttnBackend()
+        FlashAttention()
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_a_missing_package_says_what_to_do(monkeypatch):
 )
 def test_check_names_what_it_refuses(argument, value, stand_in):
     with pytest.raises(ValueError, match=rf"^{argument} must be .*, got {value}"):
-        FlashAttnBackend().check(**ALLOWED | {argument: value})
-    FlashAttnBackend().check(**ALLOWED)
+        FlashAttention().check(**ALLOWED | {argument: value})
+    FlashAttention().check(**ALLOWED)
 
 
 @pytest.mark.gpu
@@ -116,5 +116,5 @@ def test_real_shapes(dtype):
     case = random_case(lengths, kv_heads=8, head_dim=128, block_size=256, dtype=dtype, device="cuda")
     case.kv_cache.nan_to_num_(0.0)  # the package multiplies masked weights by what lies in a page's unused slots
     expected, _ = case.expected()
-    out = FlashAttnBackend()(case.q, case.k, case.v, case.kv_cache, case.metadata, case.scale)
+    out = FlashAttention()(case.q, case.k, case.v, case.kv_cache, case.metadata, case.scale)
     assert relative_error(out, expected) < 1e-2

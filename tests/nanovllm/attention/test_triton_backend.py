@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import random_case, relative_error
 
-from nanovllm.attention.triton import TritonBackend
+from nanovllm.attention.triton import TritonAttention
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,7 +18,7 @@ ALLOWED = {"block_size": 16, "head_dim": 128, "dtype": torch.bfloat16, "device":
 def check_case(case):
     expected, cache = case.expected()
     meta = case.metadata
-    out = TritonBackend()(case.q, case.k, case.v, case.kv_cache, meta, case.scale)
+    out = TritonAttention()(case.q, case.k, case.v, case.kv_cache, meta, case.scale)
     assert out.shape == case.q.shape and out.dtype == case.q.dtype
     assert torch.equal(case.kv_cache.nan_to_num(7.0), cache.nan_to_num(7.0))
     assert relative_error(out, expected) < TOLERANCE[case.q.dtype]
@@ -76,7 +76,7 @@ def test_single_token_prefill_counts_as_prefill_where_the_scheduler_says_so():
 def test_a_decode_equals_the_last_row_of_a_prefill():
     """Prefill of n tokens, and prefill of n - 1 followed by a decode, see the same context."""
     whole = random_case([(40, 40)], device=DEVICE)
-    out = TritonBackend()(whole.q, whole.k, whole.v, whole.kv_cache, whole.metadata, whole.scale)
+    out = TritonAttention()(whole.q, whole.k, whole.v, whole.kv_cache, whole.metadata, whole.scale)
     step = dataclasses.replace(
         whole.metadata,
         query_start=whole.metadata.query_start.clamp(max=1),
@@ -84,7 +84,7 @@ def test_a_decode_equals_the_last_row_of_a_prefill():
         num_decodes=1,
         max_query_len=1,
     )
-    last = TritonBackend()(whole.q[-1:], whole.k[-1:], whole.v[-1:], whole.kv_cache, step, whole.scale)
+    last = TritonAttention()(whole.q[-1:], whole.k[-1:], whole.v[-1:], whole.kv_cache, step, whole.scale)
     assert torch.allclose(last[0], out[-1], rtol=1e-5, atol=1e-6)
 
 
@@ -101,18 +101,18 @@ def test_a_decode_equals_the_last_row_of_a_prefill():
 )
 def test_check_names_what_it_refuses(argument, value):
     with pytest.raises(ValueError, match=rf"^{argument} must be one of .* got {value}"):
-        TritonBackend().check(**ALLOWED | {argument: value})
+        TritonAttention().check(**ALLOWED | {argument: value})
 
 
 def test_check_accepts_every_documented_size():
     for size in (16, 32, 64, 128, 256):
-        TritonBackend().check(**ALLOWED | {"block_size": size, "head_dim": size})
+        TritonAttention().check(**ALLOWED | {"block_size": size, "head_dim": size})
 
 
 def test_check_refuses_a_cpu_without_the_interpreter(monkeypatch):
-    TritonBackend().check(**ALLOWED)
+    TritonAttention().check(**ALLOWED)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="device must be a CUDA device"):
-        TritonBackend().check(**ALLOWED | {"device": torch.device("cpu")})
+        TritonAttention().check(**ALLOWED | {"device": torch.device("cpu")})
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    TritonBackend().check(**ALLOWED | {"device": torch.device("cpu")})
+    TritonAttention().check(**ALLOWED | {"device": torch.device("cpu")})
