@@ -66,7 +66,7 @@ def draw_saturation(by_rule: Mapping[str, Sequence[SoftmaxMeasurement]]) -> Any:
         # The closed form holds while many keys share the weight; unscaled logits are past that from the start.
         if all(m.scale * math.sqrt(m.d) <= 1 for m in measurements):
             expected = [entropy_estimate(keys, m.scale * math.sqrt(m.d)) for m in measurements]
-            axes[0].plot(dims, expected, color=plots.COLOURS[6], linestyle=":", linewidth=1.5)
+            axes[0].plot(dims, expected, color=plots.COLOURS[6], linestyle=":", zorder=5)
     axes[0].set(ylabel="nats", ylim=(-0.1, 1.1 * math.log(keys)), title="Entropy (dotted: closed form)")
     axes[0].legend(loc="center right", bbox_to_anchor=(1.0, 0.62))
     axes[1].set(ylabel="weight", ylim=(0, 1.05), title="Largest weight")
@@ -148,12 +148,16 @@ def draw_model_scores(layers: Sequence[LayerHeads]) -> Any:
     left.axhline(math.sqrt(d), color=plots.COLOURS[6], linestyle="--", linewidth=1.2, label="sqrt(d)")
     left.set(xlabel="layer", ylabel="standard deviation of q·k", title="One dot for each query head", xticks=numbers)
     left.set_yscale("log")
-    left.legend()
+    low, high = left.get_ylim()
+    left.set_ylim(low, high * (high / low) ** 0.5)
+    left.legend(loc="upper left")
 
     largest = [layer.scores().abs().max().item() / math.sqrt(d) for layer in layers]
     bounds = [logit_bound(layer.q_gain, layer.k_gain) for layer in layers]
     right.bar(numbers, largest, color=plots.COLOURS[0], label="largest |q·k| / sqrt(d)")
     right.plot(numbers, bounds, "_", markersize=28, color=plots.COLOURS[1], label="bound from the gains")
-    right.set(xlabel="layer", ylabel="logit", ylim=(0, None), title="QK-norm bounds every logit", xticks=numbers)
-    right.legend()
+    right.set(
+        xlabel="layer", ylabel="logit", ylim=(0, 1.4 * max(bounds)), title="QK-norm bounds every logit", xticks=numbers
+    )
+    right.legend(loc="upper left", ncols=2)
     return figure

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from course.exercises import Wrong, checker, expect_close
+
 # What one draw may hold at a time: 2**22 float64 numbers are 32 MiB.
 _CHUNK_ENTRIES = 1 << 22
 
@@ -439,3 +441,101 @@ def override_scale(model: Any, scale: float) -> Iterator[None]:
     finally:
         for attention, value in zip(attentions, before, strict=True):
             attention.scaling = value
+
+
+# --- exercises of notebook 01 --------------------------------------------------------------------------------------
+
+
+def _vectors(d: int, keys: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return _normal((d,), generator), _normal((keys, d), generator)
+
+
+@checker("attention-weights")
+def _(attention_weights: Callable[[Tensor, Tensor], Tensor]) -> str:
+    for d, keys in ((64, 5), (16, 40)):
+        q, k = _vectors(d, keys, seed=d)
+        got = attention_weights(q, k)
+        want = torch.softmax(k @ q / math.sqrt(d), -1)
+        if not isinstance(got, Tensor) or got.shape != want.shape:
+            raise Wrong(f"For q of shape ({d},) and keys of shape ({keys}, {d}) return a tensor of shape ({keys},).")
+        if (got.sum() - 1).abs() > 1e-6:
+            raise Wrong(f"With {keys} keys the weights sum to {got.sum().item():.6g}, but must sum to 1.")
+        if (got - want).abs().max() > 1e-6:
+            used = _scale_in_use(got, k @ q)
+            said = f"behave like a softmax of q·k times {used:.5g}" if used else "are not a softmax of the scaled q·k"
+            raise Wrong(
+                f"At d = {d} with {keys} keys your weights {said}. The factor depends on d alone, and at d = {d} "
+                "it must give logits of variance 1.",
+                picture=_compare_weights(got, want),
+            )
+    q, k = _vectors(64, 5, seed=1)
+    q, k = 100 * q, 100 * k
+    got = attention_weights(q, k)
+    if not torch.isfinite(got).all():
+        raise Wrong("With entries 100 times as large the result is not finite. Subtract the largest logit before exp.")
+    expect_close(
+        "With entries 100 times as large attention_weights(q, keys)", got, torch.softmax(k @ q / 8, -1), tol=1e-3
+    )
+    return "Your weights equal torch's softmax of q·k / sqrt(d), for large entries too"
+
+
+def _scale_in_use(weights: Tensor, scores: Tensor) -> float | None:
+    """The factor f for which softmax(f * scores) gives these weights, if there is one."""
+    first, last = scores.argmax(), scores.argmin()
+    factor = ((weights[first] / weights[last]).log() / (scores[first] - scores[last])).item()
+    return factor if torch.allclose(torch.softmax(factor * scores, -1), weights, atol=1e-6) else None
+
+
+def _compare_weights(got: Tensor, want: Tensor) -> Callable[[Any], None]:
+    def draw(axes: Any) -> None:
+        positions = torch.arange(want.numel())
+        axes.bar(positions - 0.2, want, width=0.4, label="expected")
+        axes.bar(positions + 0.2, got.detach(), width=0.4, label="yours")
+        axes.set(xlabel="key", ylabel="attention weight")
+        axes.legend()
+
+    return draw
+
+
+@checker("unit-variance-scale")
+def _(unit_variance_scale: Callable[[Tensor, Tensor], float]) -> str:
+    hint = "the variance of f * q·k is f^2 Var(q·k), and Var(q·k) is the trace of cov_q @ cov_k"
+    identity = torch.eye(64, dtype=torch.float64)
+    expect_close(
+        "With two identity matrices of size 64 the scale", unit_variance_scale(identity, identity), 0.125, hint=hint
+    )
+    expect_close(
+        "With cov_q = 4 I and cov_k = I of size 64 the scale",
+        unit_variance_scale(4 * identity, identity),
+        0.0625,
+        hint=hint,
+    )
+    generator = torch.Generator().manual_seed(0)
+    root_q, root_k = _normal((12, 12), generator), _normal((12, 12), generator)
+    cov_q, cov_k = root_q @ root_q.T, root_k @ root_k.T
+    want = expected_score_variance(cov_q, cov_k) ** -0.5
+    expect_close(
+        "With two correlated covariances the scale", unit_variance_scale(cov_q, cov_k), want, tol=1e-9, hint=hint
+    )
+    return "The scores have variance 1 whatever the covariances are, and sqrt(d) was the special case of the identity"
+
+
+@checker("sharpest-weight")
+def _(sharpest_weight: Callable[[int, float, int], float]) -> str:
+    for d, gain, keys in ((16, 1.0, 1000), (64, 1.0, 1000), (64, 0.5, 100), (128, 1.2, 100_000)):
+        bound = math.sqrt(d) * gain * gain
+        want = matched_weight(keys, 2 * bound)
+        got = sharpest_weight(d, gain, keys)
+        if isinstance(got, (int, float, Tensor)) and abs(float(got) - matched_weight(keys, bound)) < 1e-9:
+            raise Wrong(
+                "You let the other keys have logit 0. They can be worse than that: a key may point away from q."
+            )
+        expect_close(
+            f"sharpest_weight({d}, {gain}, {keys})",
+            got,
+            want,
+            tol=1e-9,
+            hint=f"the best key has logit {bound:.4g}, all others {-bound:.4g}",
+        )
+    return "So under QK-norm the gains decide how sharply a head can look, and that is learned"

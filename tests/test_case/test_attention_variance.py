@@ -305,6 +305,33 @@ def test_variance_figure_shows_the_measurements():
     assert list(right.containers[0].lines[0].get_ydata()) == [m.ratio for m in measurements]
 
 
+@pytest.mark.parametrize(("d", "scaled", "name"), [(4, False, "signs"), (512, True, "laplace"), (64, True, "signs")])
+def test_slider_figure_shows_the_scores_that_it_names(d, scaled, name):
+    from course.attention_figures import draw_scores_and_weights
+
+    left, right = draw_scores_and_weights(d, scaled, name).axes
+    logits = av.draw_scores(d, 4000, name) * (d**-0.5 if scaled else 1)
+    heights = [patch.get_height() for patch in right.patches]
+    assert heights == pytest.approx(logits[:16].softmax(-1).tolist())
+    shown = sum(patch.get_height() * patch.get_width() for patch in left.patches)
+    assert shown == pytest.approx(1)
+    assert f"variance {logits.var().item():.2f}" in left.get_title(loc="left")
+
+
+def test_saturation_figure_draws_the_closed_form_where_it_holds():
+    from course.attention_figures import draw_saturation
+
+    by_rule = {
+        rule: [av.measure_softmax(d, 32, av.attention_scale(d, rule), 20) for d in (4, 64)]
+        for rule in ("1", "1/sqrt(d)", "1/d")
+    }
+    lines = draw_saturation(by_rule).axes[0].lines
+    dotted = [list(line.get_ydata()) for line in lines if line.get_linestyle() == ":"]
+    assert dotted[0] == pytest.approx([math.log(32) - 0.5] * 2)
+    assert dotted[1] == pytest.approx([math.log(32) - 1 / 8, math.log(32) - 1 / 128])
+    assert len(dotted) == 2
+
+
 def test_model_figure_shows_a_bound_above_every_bar(qwen3):
     from course.attention_figures import draw_model_scores
 

@@ -1,0 +1,7 @@
+# caught: a key may point away from q
+import math
+
+
+def sharpest_weight(d, gain, keys):
+    """Largest weight that one of `keys` keys can get under QK-norm when all gains of q and k equal `gain`."""
+    return 1 / (1 + (keys - 1) * math.exp(-math.sqrt(d) * gain * gain))
