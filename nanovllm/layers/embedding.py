@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanovllm.utils.context import TensorParallel
-from nanovllm.utils.loader import copy_exactly
+from nanovllm.utils.loader import check_rows, copy_exactly
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -26,8 +26,7 @@ class VocabParallelEmbedding(nn.Module):
         self.weight.weight_loader = self.load_shard
 
     def load_shard(self, parameter: nn.Parameter, loaded: torch.Tensor, shard: str | None) -> None:
-        if loaded.shape[0] != self.vocab_size:
-            raise ValueError(f"{loaded.shape[0]} rows where {self.vocab_size} are needed")
+        check_rows(loaded, self.vocab_size)
         mine = loaded[self.first : self.first + self.rows]
         copy_exactly(parameter.data[: mine.shape[0]], mine)
         parameter.data[mine.shape[0] :].zero_()

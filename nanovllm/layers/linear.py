@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanovllm.utils.context import TensorParallel
-from nanovllm.utils.loader import copy_exactly
+from nanovllm.utils.loader import check_rows, copy_exactly
 
 
 class LinearBase(nn.Module):
@@ -58,8 +58,7 @@ class MergedColumnParallelLinear(LinearBase):
         super().__init__(in_features, sum(self.local_sizes.values()), bias)
 
     def load_shard(self, parameter, loaded, shard):
-        if loaded.shape[0] != self.total_sizes[shard]:
-            raise ValueError(f"{loaded.shape[0]} rows where {self.total_sizes[shard]} are needed")
+        check_rows(loaded, self.total_sizes[shard])
         start = sum(list(self.local_sizes.values())[: self.shards.index(shard)])
         size = self.local_sizes[shard]
         copy_exactly(parameter.data[start : start + size], loaded[self.tp.rank * size : (self.tp.rank + 1) * size])
@@ -90,8 +89,7 @@ class QKVParallelLinear(LinearBase):
 
     def load_shard(self, parameter, loaded, shard):
         total = self.total_heads[shard]
-        if loaded.shape[0] != total * self.head_dim:
-            raise ValueError(f"{loaded.shape[0]} rows where {total * self.head_dim} are needed")
+        check_rows(loaded, total * self.head_dim)
         index = self.shards.index(shard)
         start, size = sum(self.sizes[:index]), self.sizes[index]
         # Rank r's query heads read KV head r * total / size of the group, also where several ranks share one.

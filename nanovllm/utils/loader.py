@@ -31,11 +31,12 @@ def checkpoint_files(folder: Path) -> list[Path]:
             raise FileNotFoundError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}.")
         return [folder / SINGLE_FILE]
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({Path(name) for name in weight_map.values()})  # a TypeError unless they are strings
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{index} is not a safetensors index: {type(error).__name__}: {error}") from None
     for name in names:
-        if not (folder / name).exists():
+        if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} does not exist, but {INDEX_FILE} names it.")
     return [folder / name for name in names]
 
@@ -110,6 +111,12 @@ def copy_exactly(target: torch.Tensor, source: torch.Tensor) -> None:
     if target.shape != source.shape:
         raise ValueError(f"shape {tuple(source.shape)} where {tuple(target.shape)} is needed")
     target.copy_(source)
+
+
+def check_rows(source: torch.Tensor, rows: int) -> None:
+    """Raises ValueError unless the first dimension is `rows`; a scalar has none."""
+    if source.shape[:1] != (rows,):
+        raise ValueError(f"shape {tuple(source.shape)} where {rows} rows are needed")
 
 
 def _shards(parameter: nn.Parameter) -> tuple[str | None, ...]:
