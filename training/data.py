@@ -9,6 +9,8 @@ as held-out ability.
     python training/data.py --count 5            # print a few examples
 """
 
+# ruff: noqa: SIM905 - lists of words read best as one string
+
 from __future__ import annotations
 
 import argparse

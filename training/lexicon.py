@@ -5,6 +5,8 @@ out. A name in braces is a field of the story's state (see `data.Story`), so wha
 hold the same things in the same places.
 """
 
+# ruff: noqa: SIM905 - lists of words read best as one string
+
 GIRLS = (
     "Lily Mia Anna Ella Zoe Ruby Nora Lucy Emma Sara Rosa Ivy Alice Clara Maya Leila Hana Mei Nina Olga "
     "Tara Eva Amy Grace Kate June Wanda Stella Priya Fatima Yuki Lena"

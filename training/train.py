@@ -30,7 +30,7 @@ import torch
 import transformers
 from data import KINDS, examples
 from safetensors.torch import save_file
-from tokenizer import END_OF_TEXT, IM_END, IM_START, VOCAB_SIZE, save_tokenizer, train_tokenizer
+from tokenizer import END_OF_TEXT, IM_START, VOCAB_SIZE, save_tokenizer, train_tokenizer
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -56,7 +56,6 @@ ARCHITECTURE = {
     "num_attention_heads": 8,
     "num_hidden_layers": 6,
     "num_key_value_heads": 4,
-    "pad_token_id": 0,
     "rms_norm_eps": 1e-6,
     "rope_scaling": None,
     "rope_theta": 10000,
@@ -218,6 +217,7 @@ def save_model(model: Qwen3ForCausalLM, tokenizer: Tokenizer, folder: Path) -> N
         if name != "lm_head.weight"
     }
     save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     (folder / "config.json").write_text(json.dumps(ARCHITECTURE, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
     save_tokenizer(tokenizer, folder)
@@ -230,7 +230,7 @@ def held_out_losses(model, loss_fn, tokenizer: Tokenizer, rows: int, length: int
     for kind in (None, *KINDS):
         batch = pack(examples(seed, "heldout", kind), tokenizer, rows, length)
         total, learned = loss_fn(model, torch.from_numpy(batch).to(device))
-        losses[kind or "mix"] = {"loss": round(total.item() / learned.item(), 4), "tokens": int(learned.item())}
+        losses[kind or "mix"] = {"loss": round(total.item() / max(1, learned.item()), 4), "tokens": int(learned.item())}
     return losses
 
 
@@ -291,8 +291,8 @@ def train(args: argparse.Namespace) -> dict:
         make_shard,
         seed=args.seed,
         tokenizer_json=tokenizer.to_str(),
-        rows=args.batch_rows * steps_a_shard,
-        row_length=args.length,
+        rows=args.batch_rows * args.length * steps_a_shard // args.long_length,
+        row_length=args.long_length,
     )
     shards = Shards(make, args.workers)
     try:
@@ -307,16 +307,18 @@ def train(args: argparse.Namespace) -> dict:
                 return loss_sum(model, marked)
 
         loss_fn, compiled = forward, False
+        rows_a_step = args.batch_rows * args.length // args.long_length  # rows of a shard, each of long_length
         shard = torch.from_numpy(shards.take()).to(device)
         say("first shard of data is here")
         if args.compile and gpu:
             try:
                 loss_fn = torch.compile(forward, dynamic=False)
-                loss_fn(model, shard[: args.batch_rows])[0].backward()
-                torch.cuda.synchronize()
+                for length in {args.length, args.long_length}:
+                    loss_fn(model, shard[:rows_a_step].view(-1, length))[0].backward()
+                    torch.cuda.synchronize()
+                    say(f"compiled for rows of {length} tokens")
                 compiled = True
-                say("compiled")
-            except Exception as error:  # noqa: BLE001 - whatever the compiler throws, eager mode trains too
+            except Exception as error:  # whatever the compiler throws, eager mode trains too
                 loss_fn = forward
                 say(f"torch.compile failed, training goes on without it: {type(error).__name__}: {str(error)[:300]}")
             optimizer.zero_grad(set_to_none=True)
@@ -334,9 +336,10 @@ def train(args: argparse.Namespace) -> dict:
             progress = (now - train_start) / span if args.steps is None else step / args.steps
             if progress >= 1:
                 break
-            if (in_shard + 1) * args.batch_rows > shard.shape[0]:
+            if (in_shard + 1) * rows_a_step > shard.shape[0]:
                 shard, in_shard = torch.from_numpy(shards.take()).to(device, non_blocking=True), 0
-            batch = shard[in_shard * args.batch_rows : (in_shard + 1) * args.batch_rows]
+            length = args.length if progress < args.long_from else args.long_length
+            batch = shard[in_shard * rows_a_step : (in_shard + 1) * rows_a_step].view(-1, length)
             in_shard += 1
             lr = learning_rate(progress, step, args.lr, args.warmup_steps)
             for group in optimizer.param_groups:
@@ -353,6 +356,8 @@ def train(args: argparse.Namespace) -> dict:
             window.append(loss.detach())
             if len(window) >= args.log_every:
                 mean = torch.stack(window).mean().item()  # waits for the device, so the clock stays honest
+                if not math.isfinite(mean):
+                    raise RuntimeError(f"the loss is {mean} at step {step}; lower --lr (it was {args.lr})")
                 now = time.perf_counter()
                 rate = window_tokens / (now - window_start)
                 curve.append(
@@ -397,7 +402,7 @@ def train(args: argparse.Namespace) -> dict:
         },
         "settings": {
             "seed": args.seed, "minutes": args.minutes, "steps": args.steps, "batch_rows": args.batch_rows,
-            "length": args.length, "lr": args.lr, "warmup_steps": args.warmup_steps, "weight_decay": 0.1,
+            "length": args.length, "long_length": args.long_length, "long_from": args.long_from, "lr": args.lr, "warmup_steps": args.warmup_steps, "weight_decay": 0.1,
             "betas": [0.9, 0.95], "clip": 1.0, "compiled": compiled, "workers": args.workers, "quick": args.quick,
             "precision": "bf16 autocast" if gpu else "fp32",
         },
@@ -431,6 +436,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lr", type=float, help="peak learning rate (default 3e-3)", default=3e-3)
     parser.add_argument("--batch-rows", type=int, help="rows a step (default 128; 8 with --quick)")
     parser.add_argument("--length", type=int, help="tokens a row (default 1024; 256 with --quick)")
+    parser.add_argument("--long-length", type=int, help="tokens a row at the end (default: 2 x length)")
+    parser.add_argument("--long-from", type=float, default=0.8, help="share of the run after which rows are long")
     parser.add_argument("--warmup-steps", type=int, help="default 200; 30 with --quick")
     parser.add_argument("--workers", type=int, help="processes that generate data (default: cores - 2; 0 with --quick)")
     parser.add_argument("--tokenizer-documents", type=int, help="default 30,000; 10,000 with --quick")
@@ -456,6 +463,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.long_length is None:
+        args.long_length = 2 * args.length
+    if args.long_length % args.length or args.batch_rows * args.length % args.long_length:
+        parser.error(f"--long-length must be a multiple of --length and divide a batch, got {args.long_length}")
     for name in ("batch_rows", "length", "warmup_steps", "eval_rows", "minutes", "log_every", "say_every"):
         if getattr(args, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
