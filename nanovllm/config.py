@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,13 +131,13 @@ class ModelConfig:
         """As `from_folder`, from the files' parsed contents."""
         _refuse_what_is_not_served(raw, source)
         heads = _positive(raw, "num_attention_heads", source)
-        kv_heads = _positive(raw, "num_key_value_heads", source, default=heads)
+        kv_heads = _positive(raw, "num_key_value_heads", source)
         hidden = _positive(raw, "hidden_size", source)
         if heads % kv_heads:
             raise ValueError(
                 f"{source}: num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})."
             )
-        head_dim = _positive(raw, "head_dim", source, default=hidden // heads)
+        head_dim = _positive(raw, "head_dim", source)
         if head_dim % 2:
             raise ValueError(f"{source}: head_dim must be even (RoPE rotates pairs), got {head_dim}.")
         return cls(
@@ -147,13 +148,13 @@ class ModelConfig:
             num_attention_heads=heads,
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=_positive_number("rms_norm_eps", raw.get("rms_norm_eps"), source),
             rope_theta=_rope_theta(raw, source),
             max_position_embeddings=_positive(raw, "max_position_embeddings", source),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            attention_bias=bool(raw.get("attention_bias", False)),
+            tie_word_embeddings=_switch(raw, "tie_word_embeddings", source),
+            attention_bias=_switch(raw, "attention_bias", source),
             dtype=_dtype(raw, source),
-            eos_token_ids=_eos_token_ids(raw, generation or {}),
+            eos_token_ids=_eos_token_ids(raw, generation or {}, source),
         )
 
 
@@ -169,14 +170,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _positive(raw: dict[str, Any], key: str, source: str, default: int | None = None) -> int:
+def _positive(raw: dict[str, Any], key: str, source: str) -> int:
     value = raw.get(key)
-    if value is None:
-        value = default
     if value is None:
         raise ValueError(f"{source}: the key {key!r} is missing.")
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{source}: {key} must be a positive int, got {value!r}.")
+    return value
+
+
+def _positive_number(key: str, value: object, source: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{source}: {key} must be a positive number, got {value!r}.")
+    return float(value)
+
+
+def _switch(raw: dict[str, Any], key: str, source: str) -> bool:
+    value = raw.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{source}: {key} must be true or false, got {value!r}.")
     return value
 
 
@@ -189,9 +201,7 @@ def _rope_theta(raw: dict[str, Any], source: str) -> float:
     theta = parameters.get("rope_theta")
     if theta is None:
         theta = raw.get("rope_theta")
-    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or theta <= 0:
-        raise ValueError(f"{source}: rope_theta must be a positive number, got {theta!r}.")
-    return float(theta)
+    return _positive_number("rope_theta", theta, source)
 
 
 def _dtype(raw: dict[str, Any], source: str) -> str:
@@ -201,11 +211,14 @@ def _dtype(raw: dict[str, Any], source: str) -> str:
     return name
 
 
-def _eos_token_ids(raw: dict[str, Any], generation: dict[str, Any]) -> frozenset[int]:
+def _eos_token_ids(raw: dict[str, Any], generation: dict[str, Any], source: str) -> frozenset[int]:
     eos = generation.get("eos_token_id", raw.get("eos_token_id"))
     if eos is None:
         return frozenset()
-    return frozenset(eos if isinstance(eos, list) else [eos])
+    ids = eos if isinstance(eos, list) else [eos]
+    if any(isinstance(token, bool) or not isinstance(token, int) or token < 0 for token in ids):
+        raise ValueError(f"{source}: eos_token_id must be a token id or a list of them, got {eos!r}.")
+    return frozenset(ids)
 
 
 def _refuse_what_is_not_served(raw: dict[str, Any], source: str) -> None:

@@ -1,0 +1,283 @@
+"""What the engine understands of a checkpoint's config.json, in its 2025 form and in transformers 5's."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanovllm.config import ModelConfig
+
+# The keys and values that Qwen/Qwen3-0.6B was published with.
+FORM_2025 = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 28,
+    "model_type": "qwen3",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.51.0",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+GENERATION = {
+    "bos_token_id": 151643,
+    "do_sample": True,
+    "eos_token_id": [151645, 151643],
+    "pad_token_id": 151643,
+    "temperature": 0.6,
+    "top_k": 20,
+    "top_p": 0.95,
+    "transformers_version": "4.51.0",
+}
+
+
+def form_5(raw: dict) -> dict:
+    """The same model as transformers 5 writes it (tested below against what it really writes)."""
+    new = {key: value for key, value in raw.items() if key not in ("rope_theta", "rope_scaling", "torch_dtype")}
+    return new | {
+        "rope_parameters": {"rope_theta": raw["rope_theta"], "rope_type": "default"},
+        "dtype": raw["torch_dtype"],
+        "layer_types": ["full_attention"] * raw["num_hidden_layers"],
+    }
+
+
+def test_both_forms_give_the_published_shape():
+    old, new = ModelConfig.from_dict(FORM_2025, GENERATION), ModelConfig.from_dict(form_5(FORM_2025), GENERATION)
+    assert old == new
+    assert old == ModelConfig(
+        vocab_size=151_936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+        max_position_embeddings=40_960,
+        tie_word_embeddings=True,
+        attention_bias=False,
+        dtype="bfloat16",
+        eos_token_ids=frozenset({151_643, 151_645}),
+    )
+
+
+def write(folder, raw, generation=None):
+    (folder / "config.json").write_text(json.dumps(raw))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+def test_what_transformers_writes_today_is_read_the_same(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    transformers.AutoConfig.from_pretrained(write(old, FORM_2025)).save_pretrained(new)
+    written = json.loads((new / "config.json").read_text())
+    assert "rope_parameters" in written and "dtype" in written and "rope_theta" not in written
+    assert ModelConfig.from_folder(new) == ModelConfig.from_folder(old)
+
+
+@given(
+    theta=st.one_of(st.integers(1, 10**8), st.floats(1.0, 1e8)),
+    bias=st.booleans(),
+    tied=st.booleans(),
+    eps=st.sampled_from([1e-6, 1e-5, 1e-3]),
+    heads=st.sampled_from([(16, 8), (8, 8), (6, 1)]),
+    dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
+)
+def test_both_forms_agree_with_each_other_and_with_transformers(theta, bias, tied, eps, heads, dtype):
+    raw = FORM_2025 | {
+        "rope_theta": theta,
+        "attention_bias": bias,
+        "tie_word_embeddings": tied,
+        "rms_norm_eps": eps,
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": heads[1],
+        "torch_dtype": dtype,
+    }
+    ours = ModelConfig.from_dict(raw)
+    assert ours == ModelConfig.from_dict(form_5(raw))
+    theirs = transformers.Qwen3Config.from_dict(dict(raw))
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"] == theta
+    assert ours.dtype == str(theirs.dtype).removeprefix("torch.")
+    for key in ("attention_bias", "tie_word_embeddings", "rms_norm_eps", "num_key_value_heads", "head_dim"):
+        assert getattr(ours, key) == getattr(theirs, key)
+
+
+# rope_theta
+
+
+NO_THETA = [None, 0, -1, -1e6, True, "1000000", [1e6], {"full_attention": 1e6}, float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("theta", NO_THETA)
+def test_rope_theta_is_never_made_up(theta):
+    without = {key: value for key, value in FORM_2025.items() if key != "rope_theta"}
+    forms = [
+        without | {"rope_theta": theta},
+        without | {"rope_parameters": {"rope_type": "default", "rope_theta": theta}},
+        without | {"rope_parameters": {}, "rope_theta": theta},
+        without | {"rope_scaling": {"rope_type": "default"}, "rope_theta": theta},
+    ]
+    if theta is None:
+        forms += [without, without | {"rope_parameters": {"rope_type": "default"}}]
+    for raw in forms:
+        with pytest.raises(ValueError, match="rope_theta must be a positive"):
+            ModelConfig.from_dict(raw)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6, "factor": 8.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}},
+    ],
+)
+def test_rope_scaling_is_refused_by_its_name(rope):
+    (values,) = rope.values()
+    kind = values.get("rope_type") or values.get("type")
+    with pytest.raises(ValueError, match=f"RoPE of type '{kind}' is not served"):
+        ModelConfig.from_dict(FORM_2025 | rope)
+
+
+# End-of-sequence ids
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        (None, {151_645}),
+        ({}, {151_645}),
+        ({"eos_token_id": 7}, {7}),
+        ({"eos_token_id": [151_645, 151_643]}, {151_643, 151_645}),
+        ({"eos_token_id": None}, set()),
+    ],
+)
+def test_eos_comes_from_the_generation_config_first(generation, expected, tmp_path):
+    assert ModelConfig.from_folder(write(tmp_path, FORM_2025, generation)).eos_token_ids == expected
+
+
+@pytest.mark.parametrize("eos", ["151645", [1, "2"], 1.5, True, [None], {"id": 3}, -1])
+def test_an_eos_that_is_no_token_id_is_refused(eos):
+    with pytest.raises(ValueError, match="eos_token_id must be a token id or a list"):
+        ModelConfig.from_dict(FORM_2025, {"eos_token_id": eos})
+    with pytest.raises(ValueError, match="eos_token_id must be a token id or a list"):
+        ModelConfig.from_dict(FORM_2025 | {"eos_token_id": eos})
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen2", "llama", "qwen3_next", "gpt2", "", None])
+def test_other_models_are_refused_by_their_name(kind, tmp_path):
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*model_type is {kind!r}; this engine serves 'qwen3'"):
+        ModelConfig.from_folder(write(tmp_path, FORM_2025 | {"model_type": kind}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_sliding_window": True, "sliding_window": 4096}, "use_sliding_window is true"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types must all be 'full_attention'"),
+        ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config is set"),
+        ({"torch_dtype": "float8_e4m3fn"}, "dtype must be one of float32, float16, bfloat16, got 'float8_e4m3fn'"),
+        ({"num_key_value_heads": 3}, r"num_attention_heads \(16\) must be a multiple of num_key_value_heads \(3\)"),
+        ({"head_dim": 127}, "head_dim must be even"),
+    ],
+)
+def test_kinds_that_are_not_served_say_why(change, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_dict(FORM_2025 | change)
+
+
+def test_a_window_that_is_not_used_does_not_matter():
+    assert ModelConfig.from_dict(FORM_2025 | {"sliding_window": 4096}) == ModelConfig.from_dict(FORM_2025)
+
+
+SIZES = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+]
+
+
+@pytest.mark.parametrize("key", SIZES)
+def test_sizes_must_be_there_and_positive_ints(key):
+    with pytest.raises(ValueError, match=f"the key '{key}' is missing"):
+        ModelConfig.from_dict({k: v for k, v in FORM_2025.items() if k != key})
+    for value in (0, -1, 1.5, "8", True, [8]):
+        with pytest.raises(ValueError, match=f"{key} must be a positive int"):
+            ModelConfig.from_dict(FORM_2025 | {key: value})
+
+
+@pytest.mark.parametrize("eps", [0, -1e-6, "1e-6", None, True, float("nan")])
+def test_the_norms_epsilon_must_be_there_and_positive(eps):
+    with pytest.raises(ValueError, match="rms_norm_eps must be a positive"):
+        ModelConfig.from_dict(FORM_2025 | {"rms_norm_eps": eps})
+    with pytest.raises(ValueError, match="rms_norm_eps must be a positive"):
+        ModelConfig.from_dict({k: v for k, v in FORM_2025.items() if k != "rms_norm_eps"})
+
+
+@pytest.mark.parametrize("key", ["tie_word_embeddings", "attention_bias"])
+def test_switches_must_be_bools(key):
+    for value in ("true", 1, "no"):
+        with pytest.raises(ValueError, match=f"{key} must be true or false"):
+            ModelConfig.from_dict(FORM_2025 | {key: value})
+    assert getattr(ModelConfig.from_dict({k: v for k, v in FORM_2025.items() if k != key}), key) is False
+
+
+# Files
+
+
+@pytest.mark.parametrize("content", ["", "{", "<html>", '{"model_type": "qwen3",}'])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_file_that_is_not_json_is_named(name, content, tmp_path):
+    write(tmp_path, FORM_2025, GENERATION)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{tmp_path / name} is not valid JSON"):
+        ModelConfig.from_folder(tmp_path)
+
+
+def test_a_file_of_another_encoding_or_shape_is_named(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe{")
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        ModelConfig.from_folder(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json must hold a JSON object, got list"):
+        ModelConfig.from_folder(tmp_path)
+
+
+def test_a_folder_without_config_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path / 'config.json'} does not exist"):
+        ModelConfig.from_folder(tmp_path)
