@@ -15,6 +15,7 @@ from nanovllm.engine.detokenizer import Detokenizer
 from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import FinishReason, Sequence
+from nanovllm.engine.trace import Trace
 from nanovllm.outputs import Completion, Metrics, RequestOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.checkpoint import load_tokenizer, resolve_model
@@ -51,6 +52,7 @@ class LLMEngine:
         model_config: the checkpoint's shape.
         tokenizer: the checkpoint's, or None.
         max_model_len: most tokens of one sequence: the least of the setting, the model's positions and the KV cache.
+        trace: what each step decided, where the engine was made with `trace=True`; else None.
     """
 
     def __init__(self, config: EngineConfig):
@@ -71,6 +73,7 @@ class LLMEngine:
             max_model_len=self.max_model_len,
             eos_token_ids=self.model_config.eos_token_ids,
         )
+        self.trace = Trace() if config.trace else None
         self._request_ids = count()
         self._seq_ids = count()
         self._requests: dict[int, Request] = {}
@@ -173,6 +176,8 @@ class LLMEngine:
         batch = self.scheduler.schedule()
         if not batch.scheduled:
             return StepStats(0, 0, time.perf_counter() - start, [])
+        if self.trace:
+            self.trace.decided(self.scheduler, batch, start)
         num_decodes = sum(
             entry.seq.num_completion_tokens > 0 and entry.num_new_tokens == 1 for entry in batch.scheduled
         )
@@ -185,6 +190,8 @@ class LLMEngine:
         advanced = self.scheduler.update(batch, token_ids)
         for seq in advanced:
             self._detokenize(seq)
+        if self.trace:
+            self.trace.booked(self.scheduler, advanced)
         touched = {id(request): request for request in (self._request_of_seq[seq.seq_id] for seq in advanced)}
         finished = [request for request in touched.values() if request.is_finished]
         return StepStats(batch.num_tokens - num_decodes, num_decodes, time.perf_counter() - start, finished)
