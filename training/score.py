@@ -155,7 +155,7 @@ def score(model, tokenizer, per_kind: int, batch: int, say=print) -> dict[str, d
             samples.append({"kind": f"tell, {mode}", "prompt": e.messages[-2]["content"], "answer": text})
         say(f"stories, {mode}: {results[f'story_all_{mode}']}")
 
-    limits = {"addition": 24, "subtraction": 24, "copy": 140, "lookup": 24, "passage": 40}
+    limits = {"addition": 24, "subtraction": 24, "copy": 220, "lookup": 24, "passage": 40}
     for kind, limit in limits.items():
         items = held_out(kind, per_kind)
         generated = generate(model, tokenizer, [prompt_of(e) for e in items], limit, batch)
