@@ -1,0 +1,98 @@
+"""Draw the next tokens with one pass over the logits.
+
+Idea: the argmax of logits / T + Gumbel noise is a draw from softmax(logits / T), so no maximum, sum or sort over the
+vocabulary comes first: each logit is read once, in the dtype the LM head wrote. The noise of a token is a hash of
+(seed, position, token id), `nanovllm.layers.sampler.gumbel_noise`, computed where it is used and never stored.
+
+A row's 151,936 logits are cut into tiles of 4,096, one program each, so that a single row fills the chip too. Every
+program leaves the best score of its tile and its token; a second kernel picks the best of those. A tie goes to the
+smaller token id, as in torch.argmax.
+
+Shapes: logits (B, V), temperatures (B), seeds (B), positions (B) -> token ids (B).
+Bytes: B * V * itemsize.
+Compared with: the PyTorch sampler, token by token; on a GPU also with softmax, by a chi-squared test of 20,000 draws.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+TILE = 4096
+
+
+@triton.jit
+def _fmix32(x):
+    """Murmur3's finalizer (Appleby) on uint32."""
+    x = (x ^ (x >> 16)) * 0x85EBCA6B
+    x = (x ^ (x >> 13)) * 0xC2B2AE35
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _gumbel(seed, position, token):
+    """Standard Gumbel noise of (seed, position, token id); 23 random bits, as in layers.sampler."""
+    high = (seed >> 32).to(tl.uint32)
+    key = _fmix32(seed.to(tl.uint32) ^ _fmix32(high ^ _fmix32(position.to(tl.uint32))))
+    bits = _fmix32(key ^ (token.to(tl.uint32) * 0x9E3779B1)) >> 9
+    uniform = (bits.to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2 ** -23
+    return -tl.log(-tl.log(uniform))
+
+
+@triton.jit
+def _tile_kernel(
+    logits, temperatures, seeds, positions, best_score, best_token, stride, V: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0)
+    tile = tl.program_id(1)
+    token = tile * TILE + tl.arange(0, TILE)
+    mask = token < V
+    score = tl.load(logits + row.to(tl.int64) * stride + token, mask=mask, other=float("-inf")).to(tl.float32)
+    temperature = tl.load(temperatures + row)
+    if temperature > 0:
+        noise = _gumbel(tl.load(seeds + row), tl.load(positions + row), token)
+        score = tl.div_rn(score, tl.maximum(temperature, 1e-5)) + noise
+    best, index = tl.max(score, 0, return_indices=True)
+    place = row * tl.num_programs(1) + tile
+    tl.store(best_score + place, best)
+    tl.store(best_token + place, tile * TILE + index)
+
+
+@triton.jit
+def _pick_kernel(best_score, best_token, out, TILES: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    tile = tl.arange(0, BLOCK)
+    score = tl.load(best_score + row * TILES + tile, mask=tile < TILES, other=float("-inf"))
+    winner = tl.argmax(score, 0)
+    tl.store(out + row, tl.load(best_token + row * TILES + winner).to(tl.int64))
+
+
+def sample(
+    logits: torch.Tensor, temperatures: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """Token ids (B), int64, drawn from logits (B, V), the last dimension contiguous; temperature 0 is greedy.
+
+    Args:
+        temperatures: (B) float32. seeds, positions: (B) int64, the request's seed and the index in its sequence of
+            the token that is drawn.
+
+    Raises:
+        ValueError: the logits' last dimension is not contiguous, or seeds or positions are not int64.
+    """
+    if logits.stride(-1) != 1:
+        raise ValueError(f"logits must have a contiguous last dimension, got strides {logits.stride()}")
+    for name, tensor in (("seeds", seeds), ("positions", positions)):
+        if tensor.dtype != torch.int64:
+            raise ValueError(f"{name} must be int64, got {tensor.dtype}")
+    rows, vocab_size = logits.shape
+    tiles = triton.cdiv(vocab_size, TILE)
+    best_score = torch.empty((rows, tiles), dtype=torch.float32, device=logits.device)
+    best_token = torch.empty((rows, tiles), dtype=torch.int32, device=logits.device)
+    out = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    _tile_kernel[(rows, tiles)](
+        logits, temperatures, seeds, positions, best_score, best_token, logits.stride(0),
+        V=vocab_size, TILE=TILE, num_warps=8,
+    )  # fmt: skip
+    _pick_kernel[(rows,)](
+        best_score, best_token, out, TILES=tiles, BLOCK=triton.next_power_of_2(tiles), num_warps=1
+    )  # fmt: skip
+    return out

@@ -1,0 +1,84 @@
+"""One-pass sampling against the PyTorch sampler, which defines the noise, and against softmax."""
+
+import pytest
+import torch
+
+from nanovllm.kernels import sample as module
+from nanovllm.kernels.sample import sample
+from nanovllm.layers import sampler
+
+
+def inputs(rows, vocab_size, device, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn((rows, vocab_size), generator=generator) * 3).to(dtype)
+    temperatures = torch.rand(rows, generator=generator) * 2 + 0.1
+    temperatures[::4] = 0.0
+    seeds = torch.randint(-(2**62), 2**62, (rows,), generator=generator)
+    positions = torch.randint(0, 40_000, (rows,), generator=generator)
+    return [tensor.to(device) for tensor in (logits, temperatures, seeds, positions)]
+
+
+@pytest.mark.parametrize("vocab_size", [2, 782, 4096, 9000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_draws_the_tokens_of_the_pytorch_sampler(vocab_size, dtype, device):
+    logits, temperatures, seeds, positions = inputs(12, vocab_size, device, dtype)
+    expected = sampler.sample(logits, sampler.SamplingBatch(temperatures, seeds, positions))
+    assert torch.equal(sample(logits, temperatures, seeds, positions), expected)
+
+
+def test_many_rows_agree(device, monkeypatch):
+    """Small tiles, so that the second kernel chooses among several."""
+    monkeypatch.setattr(module, "TILE", 64)
+    logits, temperatures, seeds, positions = inputs(24, 200, device, seed=1)
+    expected = sampler.sample(logits, sampler.SamplingBatch(temperatures, seeds, positions))
+    assert torch.equal(sample(logits, temperatures, seeds, positions), expected)
+
+
+def test_greedy_takes_the_smallest_of_equal_maxima(device, monkeypatch):
+    monkeypatch.setattr(module, "TILE", 16)
+    logits = torch.zeros((3, 50), device=device)
+    logits[1, [20, 40]] = 1.0
+    logits[2, [5, 6]] = 1.0
+    zeros = torch.zeros(3, dtype=torch.int64, device=device)
+    assert sample(logits, zeros.float(), zeros, zeros).tolist() == [0, 20, 5]
+
+
+def test_a_row_does_not_depend_on_its_batch_mates(device):
+    logits, temperatures, seeds, positions = inputs(6, 300, device, seed=2)
+    together = sample(logits, temperatures, seeds, positions)
+    alone = [sample(*(x[i : i + 1] for x in (logits, temperatures, seeds, positions))).item() for i in range(6)]
+    assert together.tolist() == alone
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_draws_follow_the_softmax():
+    """Pearson's chi-squared of 20,000 draws over 8 tokens; 7 degrees of freedom, 24.3 is the 0.999 quantile.
+
+    On the CPU the PyTorch sampler, whose tokens these are, stands for it.
+    """
+    probabilities = torch.tensor([0.3, 0.25, 0.15, 0.1, 0.08, 0.06, 0.04, 0.02], dtype=torch.float64)
+    draws = 20_000
+    logits = (probabilities.log() * 0.7).float().repeat(draws, 1).cuda()
+    temperatures = torch.full((draws,), 0.7, device="cuda")
+    seeds = torch.full((draws,), 1234, device="cuda")
+    tokens = sample(logits, temperatures, seeds, torch.arange(draws, device="cuda"))
+    counts = torch.bincount(tokens.cpu(), minlength=8).double()
+    assert (((counts - draws * probabilities) ** 2) / (draws * probabilities)).sum() < 24.3
+
+
+def test_errors_name_the_argument(device):
+    logits, temperatures, seeds, positions = inputs(2, 10, device)
+    with pytest.raises(ValueError, match="positions must be int64"):
+        sample(logits, temperatures, seeds, positions.int())
+    with pytest.raises(ValueError, match="logits must have a contiguous"):
+        sample(logits.T, temperatures, seeds, positions)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_real_shapes():
+    logits, temperatures, seeds, positions = inputs(256, 151_936, "cuda", torch.bfloat16)
+    expected = sampler.sample(logits, sampler.SamplingBatch(temperatures, seeds, positions))
+    same = sample(logits, temperatures, seeds, positions) == expected
+    assert same.float().mean() >= 0.99, "more than a last-bit difference of the logarithm explains"
