@@ -345,7 +345,7 @@ def train(args: argparse.Namespace) -> dict:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             total, learned = loss_fn(model, batch)
-            loss = total / learned
+            loss = total / learned.clamp(min=1)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
