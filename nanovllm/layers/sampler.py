@@ -56,14 +56,16 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
 def filter_logits(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
     """Sets the logits (B, V) that the filters drop to -inf: top-k first, then top-p of what is left, then min-p.
 
-    The most likely token always stays.
+    The most likely token always stays. Tokens that tie with the k-th most likely one stay too.
     """
     ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(scaled.shape[-1], device=scaled.device)
-    ordered = ordered.masked_fill(ranks >= top_k.unsqueeze(-1), -torch.inf)
+    kth = ordered.gather(-1, top_k.clamp(max=scaled.shape[-1]).unsqueeze(-1) - 1)
+    ordered = ordered.masked_fill(ordered < kth, -torch.inf)
     probs = ordered.softmax(dim=-1)
-    # A token stays while the tokens before it have not reached top_p; the first has none before it.
-    dropped = probs.cumsum(dim=-1) - probs >= top_p.unsqueeze(-1)
+    # A token stays while the tokens before it have not reached top_p; the first has none before it. With top_p 1 all
+    # stay: a sum that rounding brought to 1 must not cut the tail.
+    top_p = top_p.masked_fill(top_p >= 1, torch.inf).unsqueeze(-1)
+    dropped = probs.cumsum(dim=-1) - probs >= top_p
     dropped |= probs < min_p.unsqueeze(-1) * probs[:, :1]
     dropped[:, 0] = False
     return torch.empty_like(scaled).scatter_(-1, order, ordered.masked_fill(dropped, -torch.inf))
@@ -90,7 +92,7 @@ def apply_penalties(
 def top_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, num: int) -> list[dict[int, float]]:
     """For each row of (B, V) the log-softmax of its `num` most likely tokens and of the token taken, best first."""
     logprobs = logits.float().log_softmax(dim=-1)
-    best, best_ids = logprobs.topk(num, dim=-1)
+    best, best_ids = logprobs.topk(min(num, logits.shape[-1]), dim=-1)
     taken = logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
     rows = zip(best_ids.tolist(), best.tolist(), token_ids.tolist(), taken.tolist(), strict=True)
     return [{**dict(zip(ids, values, strict=True)), token: value} for ids, values, token, value in rows]
