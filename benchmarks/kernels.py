@@ -34,7 +34,13 @@ from nanovllm.kernels import paged_decode as decode_module
 from nanovllm.kernels import ragged_prefill as prefill_module
 from nanovllm.kernels.paged_decode import DecodeConfig, decode_bytes, paged_decode
 from nanovllm.kernels.ragged_prefill import PrefillConfig, prefill_flops, ragged_prefill
+from nanovllm.kernels.rms_norm import add_rms_norm, rms_norm
+from nanovllm.kernels.rope_qknorm_store import rope_qknorm_store
+from nanovllm.kernels.sample import sample
+from nanovllm.kernels.silu_mul import silu_mul
 from nanovllm.kernels.store_kv import store_kv
+from nanovllm.layers import sampler
+from nanovllm.layers.rotary import RotaryEmbedding, apply_rotary
 
 Q_HEADS, KV_HEADS, HEAD_DIM = 16, 8, 128  # Qwen3-0.6B
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -315,15 +321,135 @@ def time_prefill(rows: list[dict], engines: list[str]) -> None:
                 attempt(label, time_flops, rows, label, partial(get_backend(engine), *args), flops)
 
 
-def time_store(rows: list[dict]) -> None:
-    for tokens in (128, 8192):
-        k, v = torch.randn((2, tokens, KV_HEADS, HEAD_DIM), dtype=torch.bfloat16, device="cuda")
-        shape = (64, 2, KV_HEADS, 256, HEAD_DIM)
-        caches = [torch.empty(shape, dtype=torch.bfloat16, device="cuda") for _ in range(8)]
-        slots = torch.randperm(64 * 256, device="cuda")[:tokens].to(torch.int32)
-        functions = [partial(store_kv, k, v, cache, slots) for cache in caches]
-        label = f"store_kv {tokens} tokens"
-        attempt(label, time_bytes, rows, label, functions, 8 * tokens * KV_HEADS * HEAD_DIM + 4 * tokens)
+class Small:
+    """Inputs of the kernels around attention, T tokens of Qwen3-0.6B; the large ones in copies, to defeat the L2."""
+
+    hidden, intermediate, vocab_size, max_positions, eps = 1024, 3072, 151_936, 4096, 1e-6
+
+    def __init__(self, tokens: int, dtype: torch.dtype = torch.bfloat16):
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, dtype=dtype, device="cuda")
+
+        self.tokens = tokens
+        self.copies = max(2, min(64, ROTATE_BYTES // (tokens * self.hidden * 8)))
+        self.x, self.residual = ([random(tokens, self.hidden) for _ in range(self.copies)] for _ in range(2))
+        self.weight, self.q_weight, self.k_weight = random(self.hidden), random(HEAD_DIM), random(HEAD_DIM)
+        self.gate_up = [random(tokens, 2 * self.intermediate) for _ in range(self.copies)]
+        self.qkv = [random(tokens, Q_HEADS + 2 * KV_HEADS, HEAD_DIM) for _ in range(self.copies)]
+        self.positions = torch.randint(0, self.max_positions, (tokens,), device="cuda")
+        self.rotary = RotaryEmbedding(HEAD_DIM, 1e6, self.max_positions).cuda()
+        blocks = -(-tokens // 256) + 16
+        self.cache = torch.zeros((blocks, 2, KV_HEADS, 256, HEAD_DIM), dtype=dtype, device="cuda")
+        self.slots = torch.randperm(blocks * 256, device="cuda")[:tokens].to(torch.int32)
+        rows = min(tokens, 256)
+        self.logits = [random(rows, self.vocab_size) for _ in range(max(2, 512 // rows if rows > 8 else 32))]
+        self.temperatures = torch.full((rows,), 0.6, device="cuda")
+        self.seeds = torch.randint(0, 2**62, (rows,), device="cuda")
+        self.draw_positions = torch.randint(0, 4096, (rows,), device="cuda")
+
+    def rope(self, qkv: torch.Tensor) -> torch.Tensor:
+        weights = (self.q_weight, self.k_weight)
+        return rope_qknorm_store(qkv, self.positions, self.rotary.table, *weights, self.eps, self.cache, self.slots)
+
+    def unfused_rope(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q, k, v = qkv.split([Q_HEADS, KV_HEADS, KV_HEADS], dim=1)
+        cos, sin = self.rotary.lookup(self.positions, qkv.dtype)
+        norm = torch.nn.functional.rms_norm
+        q = apply_rotary(norm(q, (HEAD_DIM,), self.q_weight.to(q.dtype), self.eps), cos, sin)
+        k = apply_rotary(norm(k, (HEAD_DIM,), self.k_weight.to(k.dtype), self.eps), cos, sin)
+        return q, k, v
+
+    def draw(self, logits: torch.Tensor) -> torch.Tensor:
+        return sample(logits, self.temperatures, self.seeds, self.draw_positions)
+
+    def unfused_draw(self, logits: torch.Tensor) -> torch.Tensor:
+        batch = sampler.SamplingBatch(self.temperatures, self.seeds, self.draw_positions)
+        return sampler.sample(logits, batch)
+
+
+def unfused_add_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return torch.nn.functional.rms_norm(residual.add_(x), weight.shape, weight, eps)
+
+
+def unfused_silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def check_norms(small: Small) -> str:
+    x, residual, weight = small.x[0], small.residual[0].clone(), small.weight
+    expected = torch.nn.functional.rms_norm(x.double(), weight.shape, weight.double(), small.eps)
+    plain = relative_error(rms_norm(x, weight, small.eps), expected)
+    total = x + residual
+    expected = torch.nn.functional.rms_norm(total.double(), weight.shape, weight.double(), small.eps)
+    fused = relative_error(add_rms_norm(x, residual, weight, small.eps), expected)
+    if not torch.equal(residual, total):
+        raise ValueError("the residual differs from x + residual")
+    return verdict(max(plain, fused), 5e-3)
+
+
+def check_rope(small: Small) -> str:
+    q = small.rope(small.qkv[0])
+    blocks, offsets = small.slots.long() // 256, small.slots.long() % 256
+    expected = small.unfused_rope(small.qkv[0].double())
+    found = (q, small.cache[blocks, 0, :, offsets], small.cache[blocks, 1, :, offsets])
+    return verdict(max(relative_error(a, b) for a, b in zip(found, expected)), 5e-3)
+
+
+def check_sample(small: Small) -> str:
+    """Tokens may differ from the PyTorch sampler's only where a last-bit difference of a logarithm decides."""
+    same = (small.draw(small.logits[0]) == small.unfused_draw(small.logits[0])).float().mean().item()
+    if same < 0.99:
+        raise ValueError(f"only {same:.1%} of the tokens equal the PyTorch sampler's")
+    return f"{same:.1%} of the tokens equal the PyTorch sampler's"
+
+
+def check_small() -> None:
+    for tokens in (1, 128, 1000):
+        small = Small(tokens)
+        attempt(f"rms_norm, add_rms_norm {tokens} tokens", check_norms, small)
+        attempt(f"rope_qknorm_store {tokens} tokens", check_rope, small)
+        gate_up = small.gate_up[0]
+        attempt(f"silu_mul {tokens} tokens", lambda x: verdict(
+            relative_error(silu_mul(x), unfused_silu_mul(x.double())), 5e-3), gate_up)  # fmt: skip
+        attempt(f"sample {small.logits[0].shape[0]} rows", check_sample, small)
+
+
+def time_small(rows: list[dict]) -> None:
+    """The kernels around attention, each next to the PyTorch operations that it replaces."""
+    for tokens in (1, 128, 8192):
+        small = Small(tokens)
+        heads = Q_HEADS + 2 * KV_HEADS
+        norm_args = (small.weight, small.eps)
+        pairs = list(zip(small.x, small.residual))
+        store_args = [(qkv[:, Q_HEADS : Q_HEADS + KV_HEADS], qkv[:, Q_HEADS + KV_HEADS :]) for qkv in small.qkv]
+        draw_rows = small.logits[0].shape[0]
+        variants = [
+            ("rms_norm", 4 * tokens * small.hidden, [partial(rms_norm, x, *norm_args) for x in small.x]),
+            ("add_rms_norm", 8 * tokens * small.hidden, [partial(add_rms_norm, *pair, *norm_args) for pair in pairs]),
+            ("add_rms_norm in PyTorch", 8 * tokens * small.hidden,
+             [partial(unfused_add_norm, *pair, *norm_args) for pair in pairs]),
+            ("silu_mul", 6 * tokens * small.intermediate, [partial(silu_mul, x) for x in small.gate_up]),
+            ("silu_mul in PyTorch", 6 * tokens * small.intermediate,
+             [partial(unfused_silu_mul, x) for x in small.gate_up]),
+            ("store_kv", 8 * tokens * KV_HEADS * HEAD_DIM + 4 * tokens,
+             [partial(store_kv, *pair, small.cache, small.slots) for pair in store_args]),
+            ("rope_qknorm_store", tokens * (4 * heads * HEAD_DIM + 4 * HEAD_DIM + 12),
+             [partial(small.rope, x) for x in small.qkv]),
+            ("rope, qk-norm in PyTorch, no store", tokens * (4 * heads * HEAD_DIM + 4 * HEAD_DIM + 12),
+             [partial(small.unfused_rope, x) for x in small.qkv]),
+        ]  # fmt: skip
+        if tokens <= 256:
+            num_bytes = 2 * draw_rows * small.vocab_size
+            variants += [
+                ("sample", num_bytes, [partial(small.draw, x) for x in small.logits]),
+                ("sample in PyTorch", num_bytes, [partial(small.unfused_draw, x) for x in small.logits[:2]]),
+            ]
+        for name, num_bytes, functions in variants:
+            label = f"{name} {tokens} tokens"
+            attempt(label, time_bytes, rows, label, functions, num_bytes)
+        del small, variants, pairs, store_args
+        torch.cuda.empty_cache()
 
 
 DECODE_SWEEP = [
@@ -400,6 +526,7 @@ def main() -> int:
     print(f"{common.device_info()} {common.versions()}")
     if args.only != "time":
         check_all(engines)
+        check_small()
         print(f"correctness took {time.monotonic() - began:.0f} s, {len(failures)} failed: {failures}")
     rows: list[dict] = []
     if args.only != "check":
@@ -407,7 +534,7 @@ def main() -> int:
         time_copy(rows)
         time_decode(rows, engines, args.out)
         time_prefill(rows, engines)
-        time_store(rows)
+        time_small(rows)
         if args.sweep:
             sweep_decode(rows, args.sweep * 0.5, 256)
             sweep_decode(rows, args.sweep * 0.3, 16)
