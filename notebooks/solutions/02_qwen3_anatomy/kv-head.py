@@ -1,0 +1,3 @@
+def kv_head(h, num_heads, num_kv_heads):
+    """Query head h -> the KV head that it reads, for any num_heads that is a multiple of num_kv_heads."""
+    return h // (num_heads // num_kv_heads)
