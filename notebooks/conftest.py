@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from course.notebooks import is_checked
-from course.notebooks.kernel import limit_threads
+from course.notebooks.kernel import use_test_environment
 
 HERE = Path(__file__).parent
 SECONDS_A_CELL = 300
@@ -28,7 +28,7 @@ def pytest_configure(config):
     option.nbval_current_env = True
     option.nbval_cell_timeout = SECONDS_A_CELL
     option.nbval_sanitize_with = str(HERE / "sanitize.cfg")
-    limit_threads()
+    use_test_environment()
 
 
 def pytest_ignore_collect(collection_path, config):

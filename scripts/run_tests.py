@@ -6,7 +6,6 @@ Every step runs even when one before it failed; the counts at the end say what r
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from course.notebooks.kernel import limit_threads
+from course.notebooks.kernel import use_test_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "test-run"
@@ -57,8 +56,7 @@ def main() -> int:
     for folder in (CACHE, COUNTS):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    limit_threads()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    use_test_environment()
     ruff = str(Path(sys.executable).parent / "ruff")
     steps = {
         "code style": run("Code style of code and notebooks", ruff, "check", "."),

@@ -1,6 +1,6 @@
 """``python -m course.notebooks COMMAND [NOTEBOOK ...]``; a notebook is a path, a name or a number, none means all.
 
-format           write them in the course's canonical form
+format           write them in canonical form, with their generated cells up to date
 execute          run them from top to bottom, store the outputs, record seconds and memory
 lint             check what can be checked without running
 check-exercises  run every exercise as shipped, with its solution, and with each wrong answer
@@ -10,10 +10,11 @@ status           print what the last runs cost, and which outputs are stale
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
-from course import notebooks
+from course import models, notebooks
 from course.notebooks import execute, kernel, lint, modes
 
 
@@ -33,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _format(chosen: list[Path]) -> int:
     for path in chosen:
-        changed = notebooks.write(path, notebooks.read(path))
+        notebook = notebooks.read(path)
+        execute.fill_generated(notebook, execute.load_status().get(path.stem))
+        changed = notebooks.write(path, notebook)
         print(f"{path.name}: {'rewritten' if changed else 'already in canonical form'}")
     return 0
 
@@ -41,6 +44,7 @@ def _format(chosen: list[Path]) -> int:
 def _execute(chosen: list[Path]) -> int:
     from nbclient.exceptions import CellExecutionError
 
+    os.environ[models.VARIABLE] = ""  # stored outputs are those of the embedded model
     for path in chosen:
         print(f"{path.name}: running ...", flush=True)
         try:
@@ -59,7 +63,7 @@ def _lint(chosen: list[Path]) -> int:
 
 
 def _check_exercises(chosen: list[Path]) -> int:
-    kernel.limit_threads()
+    kernel.use_test_environment()
     outcomes = []
     for path in chosen:
         try:

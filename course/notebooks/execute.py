@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from course import device, notebooks
+from course import chapters, device, notebooks
 from course.notebooks import Notebook
 from course.notebooks.kernel import running
 
@@ -66,16 +66,22 @@ def execute(path: Path) -> dict[str, Any]:
     status = load_status() | {path.stem: record}
     status_file().parent.mkdir(parents=True, exist_ok=True)
     status_file().write_text(json.dumps(status, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    fill_needs(notebook, record)
+    fill_generated(notebook, record)
     notebooks.write(path, notebook)
     return record
 
 
-def fill_needs(notebook: Notebook, record: dict[str, Any] | None) -> None:
-    """Put what the last run cost into the notebook's ``needs`` cell, if it has one."""
+def fill_generated(notebook: Notebook, record: dict[str, Any] | None) -> None:
+    """Write the cells whose text is generated, see `generated_texts`."""
+    texts = generated_texts(record)
     for cell in notebook["cells"]:
-        if cell.get("id") == "needs":
-            cell["source"] = needs_text(record)
+        if cell["cell_type"] == "markdown" and cell.get("id") in texts:
+            cell["source"] = texts[cell["id"]]
+
+
+def generated_texts(record: dict[str, Any] | None) -> dict[str, str]:
+    """Return the generated Markdown by cell id: ``needs``, what the last run cost, and ``chapters``, the course's map."""
+    return {"needs": needs_text(record), "chapters": "## The chapters\n\n" + chapters.table()}
 
 
 def needs_text(record: dict[str, Any] | None) -> str:

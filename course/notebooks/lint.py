@@ -19,11 +19,13 @@ SECTIONS = {
     "learn": "what you will learn",
     "needs": "runtime and memory, generated",
     "predict*": "a prediction to make before running",
-    "experiment*": "an experiment",
     "recap": "a recap with three questions",
     "reading": "further reading",
 }
 """Ids of the Markdown cells that each notebook has; a star stands for any ending."""
+
+EXPERIMENTS = ("experiment", "measure")
+"""At least one cell has an id that starts with one of these."""
 
 _HEX = re.compile(r"[0-9a-f]{8}(-|$)|cell-?\d+$|\d+$")
 _ABSOLUTE = re.compile(r"(?<![\w/.:])/(?:home|root|Users|tmp|mnt|opt|var|usr|private)/[\w.]|\b[A-Z]:\\\\?\w")
@@ -71,14 +73,17 @@ def _sections(path: Path, notebook: Notebook) -> Iterator[str]:
     for wanted, meaning in SECTIONS.items():
         if not any(name == wanted or (wanted[-1] == "*" and name.startswith(wanted[:-1])) for name in markdown):
             yield f"no Markdown cell {wanted!r} ({meaning})"
+    if not any(cell["id"].startswith(EXPERIMENTS) for cell in notebook["cells"]):
+        yield "no cell 'experiment*' or 'measure*'"
     if "title" in markdown and not markdown["title"].startswith("# "):
         yield "the title cell does not start with a heading of level 1"
     if "recap" in markdown:
         questions = re.findall(r"^\d+\. ", markdown["recap"], flags=re.MULTILINE)
         if questions != ["1. ", "2. ", "3. "]:
             yield "the recap does not end in three questions, numbered 1. 2. 3."
-    if "needs" in markdown and markdown["needs"] != execute.needs_text(execute.load_status().get(path.stem)):
-        yield "the needs cell is not what `make notebooks` wrote"
+    for name, text in execute.generated_texts(execute.load_status().get(path.stem)).items():
+        if name in markdown and markdown[name] != text:
+            yield f"the {name} cell is generated and out of date; run: python -m course.notebooks format {path.stem}"
 
 
 def _markers(path: Path, notebook: Notebook) -> Iterator[str]:

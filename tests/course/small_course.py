@@ -71,5 +71,5 @@ def make_small_course(folder: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool
     """Make `folder` the course's notebook folder while the patch lasts; with `fresh`, write the notebook into it."""
     for module in (notebooks, kernel):
         monkeypatch.setattr(module, "FOLDER", folder)
-    kernel.limit_threads()
+    kernel.use_test_environment()
     return SmallCourse(folder, fresh)

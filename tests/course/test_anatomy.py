@@ -196,7 +196,7 @@ def test_agree_tells_rounding_from_mistakes(capsys):
         ("kv-head", anatomy.kv_head, lambda h, heads, kv_heads: min(h, kv_heads - 1)),
     ],
 )
-def test_yours_is_taken_once_it_is_right(exercise, right, wrong):
+def test_yours_is_taken_once_it_is_right(exercise, right, wrong, capsys):
     def mine(*arguments):
         return right(*arguments)
 
@@ -204,8 +204,10 @@ def test_yours_is_taken_once_it_is_right(exercise, right, wrong):
         return ...
 
     assert anatomy.yours_or_ours(exercise, mine) is mine
-    for not_right in (wrong, stub):
-        assert anatomy.yours_or_ours(exercise, not_right) is right
+    assert capsys.readouterr().out == "mine: from here on yours\n"
+    for not_yours in (wrong, stub, right):  # `right` is what the notebook's name means when a cell runs twice
+        assert anatomy.yours_or_ours(exercise, not_yours) is right
+        assert "until yours is right" in capsys.readouterr().out
 
 
 def test_the_count_is_judged():

@@ -15,7 +15,7 @@ counts: Counter[str] = Counter()
 
 @pytest.fixture(scope="module", autouse=True)
 def write_counts():
-    kernel.limit_threads()
+    kernel.use_test_environment()
     yield
     folder = notebooks.ROOT / ".cache" / "counts"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,3 @@
+# caught: should be 7
+def likeliest(logprobs):
+    return max(logprobs)

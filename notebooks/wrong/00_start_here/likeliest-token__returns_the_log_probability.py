@@ -1,0 +1,3 @@
+# caught: a log probability
+def likeliest(logprobs):
+    return max(logprobs.values())

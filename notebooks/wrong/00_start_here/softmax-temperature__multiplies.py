@@ -1,0 +1,8 @@
+# caught: makes your distribution flatter
+import math
+
+
+def probabilities(logits, temperature):
+    largest = max(logits)
+    weights = [math.exp((logit - largest) * temperature) for logit in logits]
+    return [weight / sum(weights) for weight in weights]

@@ -1,0 +1,7 @@
+# caught: exp overflows
+import math
+
+
+def probabilities(logits, temperature):
+    weights = [math.exp(logit / temperature) for logit in logits]
+    return [weight / sum(weights) for weight in weights]
