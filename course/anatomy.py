@@ -286,7 +286,7 @@ def transformers_flops(config: ModelConfig, num_tokens: int) -> int:
 
 def yours_or_ours(exercise: str, yours: Callable[..., Any]) -> Callable[..., Any]:
     """The student's function once its check says correct, and until then the course's own."""
-    correct = grade(exercise, yours).verdict == CORRECT
+    correct = yours is not _OURS[exercise] and grade(exercise, yours).verdict == CORRECT
     print(
         f"{yours.__name__}: from here on {'yours' if correct else 'the one in course/anatomy.py, until yours is right'}"
     )

@@ -126,7 +126,7 @@ def draw_rotation(head_dim: int, theta: float, positions: int = 12) -> Any:
         axis.axis("off")
         turn = 2 * math.pi / angles[1, pair].item()
         axis.set_title(f"pair {pair}: a turn every\n{turn:,.1f} positions", fontsize=10)
-        axes[3].plot(finely, waves[:, pair], color=colour, label=f"pair {pair}")
+        axes[3].plot(finely.numpy(), waves[:, pair].numpy(), color=colour, label=f"pair {pair}")
     axes[3].set(
         xlabel="position", ylabel="cosine of the angle", title="Fast and slow hands of a clock", ylim=(-1.1, 1.5)
     )
@@ -146,7 +146,7 @@ def _circle() -> Any:
 def draw_attention(weights: Tensor, tokens: Sequence[str], title: str) -> Any:
     """One head's weights (T, T): a row for each token that asks, a column for each token that it looks at."""
     figure, axes = plots.figure(figsize=(6.4, 5.4))
-    image = axes.imshow(weights.cpu(), vmin=0, vmax=1, cmap="Blues")
+    image = axes.imshow(weights.cpu().numpy(), vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(image, ax=axes, label="attention weight", shrink=0.8)
     ticks = range(len(tokens))
     axes.set_xticks(ticks, tokens, rotation=90)
@@ -160,7 +160,7 @@ def draw_head_habits(weights: Tensor) -> Any:
     """Weights (layers, H, T, T): how much each head looks at the token before, and at the first token, on average."""
     figure, axes = plots.figure(1, 2, figsize=(8.0, 2.6))
     for axis, (title, share) in zip(axes, head_habits(weights).items(), strict=True):
-        image = axis.imshow(share, vmin=0, vmax=1, cmap="Blues", aspect="auto", origin="lower")
+        image = axis.imshow(share.numpy(), vmin=0, vmax=1, cmap="Blues", aspect="auto", origin="lower")
         axis.set(xlabel="query head", ylabel="layer", title=title)
         axis.set(xticks=range(share.shape[1]), yticks=range(share.shape[0]))
         axis.grid(False)
@@ -186,14 +186,14 @@ def draw_stream(stream: Tensor, from_attention: Tensor, from_mlp: Tensor) -> Any
     norms = stream.norm(dim=-1).cpu()
     depth = range(len(norms))
     low, high = norms.quantile(0.1, dim=1), norms.quantile(0.9, dim=1)
-    axes.fill_between(depth, low, high, color=plots.COLOURS[6], alpha=0.15, linewidth=0)
-    axes.plot(depth, norms.median(1).values, color=plots.COLOURS[6], marker="o", label="residual stream")
+    axes.fill_between(depth, low.tolist(), high.tolist(), color=plots.COLOURS[6], alpha=0.15, linewidth=0)
+    axes.plot(depth, norms.median(1).values.tolist(), color=plots.COLOURS[6], marker="o", label="residual stream")
     layers = [layer + 0.5 for layer in range(len(from_mlp))]
     for added, part, offset, name in (
         (from_attention, "attention", -0.15, "attention"),
         (from_mlp, "MLP", 0.15, "MLP"),
     ):
-        heights = added.norm(dim=-1).median(1).values.cpu()
+        heights = added.norm(dim=-1).median(1).values.tolist()
         axes.bar([x + offset for x in layers], heights, width=0.28, color=PART_COLOURS[part], label=f"added by {name}")
     axes.set(xlabel="layers done", ylabel="Euclidean norm", title="Median over the tokens (band: the middle 80 %)")
     axes.set(xticks=depth)
@@ -206,7 +206,7 @@ def draw_lens(probabilities: Tensor, token_ids: Sequence[int], tokenizer: Any, l
     shown = probabilities[:, -last:].max(-1)
     depth = probabilities.shape[0]
     figure, axes = plots.figure(figsize=(0.6 + 1.05 * last, 0.9 + 0.42 * depth))
-    image = axes.imshow(shown.values.cpu(), vmin=0, vmax=1, cmap="Blues", aspect="auto", origin="lower")
+    image = axes.imshow(shown.values.cpu().numpy(), vmin=0, vmax=1, cmap="Blues", aspect="auto", origin="lower")
     for row in range(depth):
         for column in range(shown.values.shape[1]):
             colour = "white" if shown.values[row, column] > 0.6 else "#2B2B2B"
@@ -227,7 +227,7 @@ def draw_lens_at(
     found = probabilities[layer, position].topk(top)
     figure, axes = plots.figure(figsize=(6.8, 3.0))
     rows = range(top)
-    axes.barh(rows, found.values.cpu(), color=plots.COLOURS[0])
+    axes.barh(rows, found.values.tolist(), color=plots.COLOURS[0])
     axes.set_yticks(rows, [label(tokenizer, token) for token in found.indices.tolist()])
     axes.invert_yaxis()
     text = "".join(label(tokenizer, token) for token in token_ids[max(0, position - 7) : position + 1])
@@ -243,7 +243,7 @@ def draw_errors(errors: Mapping[str, Tensor]) -> Any:
     """For each bug, the largest error of the logits at each position (T), relative to the largest right logit."""
     figure, axes = plots.figure(figsize=(7.2, 3.6))
     for (name, error), marker in zip(errors.items(), "osDv", strict=True):
-        axes.plot(error.cpu().clamp(min=1e-7), marker=marker, markersize=4, linewidth=1.2, label=name)
+        axes.plot(error.clamp(min=1e-7).tolist(), marker=marker, markersize=4, linewidth=1.2, label=name)
     axes.set_yscale("log")
     axes.axhspan(1e-7, 1e-4, color="#DFE1E0", alpha=0.6, linewidth=0)
     axes.text(0.99, 0.13, "rounding", transform=axes.transAxes, ha="right", color="#5A5F66", fontsize=9)

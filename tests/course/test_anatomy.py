@@ -231,12 +231,43 @@ def test_labels_show_spaces_and_survive_any_token(llm):
     assert all(text.replace(r"\$", "").count("$") == 0 for text in labels)
 
 
-def test_figures_draw_any_model():
+def test_shares_add_up_to_the_whole_bar():
+    models = {"small": shape(tie_word_embeddings=False), **anatomy.PUBLISHED}
+    figure = figures.draw_shares(models, (1024, 32768))
+    for axis in figure.axes:
+        widths = [sum(bars[row].get_width() for bars in axis.containers) for row in range(len(models))]
+        assert widths == pytest.approx([1.0, 1.0, 1.0])
+    first_parts = [bars[1].get_width() for bars in figure.axes[0].containers]
+    counts = anatomy.parameters_by_part(models["Qwen3-0.6B"])
+    assert first_parts == pytest.approx([counts[part] / sum(counts.values()) for part in anatomy.PARTS])
+
+
+def test_the_lens_shows_the_likeliest_tokens(llm):
+    probabilities = torch.rand(3, 5, llm.model_config.vocab_size).softmax(-1)
+    ids = llm.tokenizer.encode(PROMPT)[:5]
+    for layer in range(3):
+        for position in range(5):
+            axis = figures.draw_lens_at(probabilities, ids, llm.tokenizer, layer, position).axes[0]
+            best = probabilities[layer, position].topk(8)
+            assert [tick.get_text() for tick in axis.get_yticklabels()] == [
+                figures.label(llm.tokenizer, token) for token in best.indices.tolist()
+            ]
+            assert [bar.get_width() for bar in axis.patches] == pytest.approx(best.values.tolist())
+
+
+def test_every_figure_can_be_drawn(llm):
     config = shape(tie_word_embeddings=False)
-    models = {"small": config, **anatomy.PUBLISHED}
+    ids = llm.tokenizer.encode(PROMPT)
+    weights = torch.rand(2, 4, len(ids), len(ids)).softmax(-1)
+    stream = torch.randn(3, len(ids), 16)
+    errors = {name: torch.rand(len(ids)) for name in ("a", "b", "c", "d")}
     for drawn in (
         figures.draw_map(config),
         figures.draw_rotation(config.head_dim, config.rope_theta),
-        figures.draw_shares(models, (1024, 32768)),
+        figures.draw_attention(weights[0, 0], [figures.label(llm.tokenizer, token) for token in ids], "a head"),
+        figures.draw_head_habits(weights),
+        figures.draw_stream(stream, stream[1:], stream[1:]),
+        figures.draw_lens(torch.rand(3, len(ids), 300).softmax(-1), ids, llm.tokenizer),
+        figures.draw_errors(errors),
     ):
         assert plots.png(drawn).startswith(b"\x89PNG")
