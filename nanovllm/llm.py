@@ -106,13 +106,18 @@ class LLM(LLMEngine):
         """
         if sampling_params is not None and sampling_params.n != 1:
             raise ValueError(f"n must be 1 in a stream, got {sampling_params.n}.")
-        return self._stream(self.add_request(prompt, sampling_params))
+        pieces = self._stream(self.add_request(prompt, sampling_params))
+        # Closing a generator that was never started runs none of its code: start it, so that its `finally` is due.
+        next(pieces)
+        return pieces
 
     def _stream(self, request_id: int) -> Iterator[StreamOutput]:
+        """Yields an empty piece first, before any step."""
         request = self.get_request(request_id)
         seq, detokenizer = request.sequences[0], request.detokenizers[0]
         num_tokens = num_chars = 0
         try:
+            yield StreamOutput(text=None, token_ids=[], finish_reason=None)
             while True:
                 if not seq.is_finished and seq.num_completion_tokens == num_tokens:
                     self.step()

@@ -78,6 +78,7 @@ class LLMEngine:
         self._seq_ids = count()
         self._requests: dict[int, Request] = {}
         self._request_of_seq: dict[int, Request] = {}
+        self._closed = False
 
     # Requests
 
@@ -117,7 +118,14 @@ class LLMEngine:
         )
 
     def add_request(self, prompt: str | list[int], sampling_params: SamplingParams | None = None) -> int:
-        """Queues a request and returns its id. Raises TypeError or ValueError, and queues nothing, if it cannot be served."""
+        """Queues a request and returns its id.
+
+        Raises:
+            TypeError, ValueError: it cannot be served; nothing is queued.
+            RuntimeError: the engine was closed.
+        """
+        if self._closed:
+            raise RuntimeError("this engine was closed: make a new one.")
         params = SamplingParams() if sampling_params is None else sampling_params
         if not isinstance(params, SamplingParams):
             raise TypeError(f"sampling_params must be a SamplingParams, got {type(params).__name__}.")
@@ -206,7 +214,10 @@ class LLMEngine:
                 seq.finish_reason = FinishReason.STOP
 
     def close(self) -> None:
-        """Aborts what is left and releases the memory."""
+        """Aborts what is left and releases the memory. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         for request_id in list(self._requests):
             self.abort(request_id)
         self.model_runner.close()
