@@ -39,7 +39,8 @@ def check_vectors(vectors: np.ndarray, dim: int, name: str = "vectors") -> np.nd
     TypeError if they are not numbers, ValueError for another shape, NaN, infinite and far too large values.
     """
     try:
-        array = np.asarray(vectors, dtype=np.float32)
+        with np.errstate(over="ignore"):  # refused below, by row
+            array = np.asarray(vectors, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be numbers in rows of equal length: {error}") from None
     if array.ndim == 1:

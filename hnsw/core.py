@@ -1,0 +1,694 @@
+"""The algorithm of `simple.py`, compiled with numba: the same graph, the same answers.
+
+What differs is how things are kept.
+
+- A node is a slot, an int32 row number. Layer 0 links are a row of `links0`, the links of layers 1 and up are rows of
+  `upper` that begin at `offsets[slot]`; a row is filled from the left and ends at the first -1.
+- A candidate is one int64 key: the distance's bits above, the slot, and in the lowest bit whether it was expanded
+  already. Keys sort as (distance, slot), and one sorted pool replaces the two heaps of algorithm 2: it holds the
+  results, and those not expanded yet are the candidates. A candidate that has left the pool is farther than all
+  results, which is when algorithm 2 stops.
+- The pool is kept farthest first. An insertion drops the first key and moves a block one place forward in memory, and
+  a run of empty places (EMPTY, the largest odd number) at the front makes it behave as if it were always full.
+
+Functions here trust their arguments; `index.py` checks them. All release the GIL.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import njit
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from .simple import LARGEST_SQUARE
+
+L2, IP, COSINE = 0, 1, 2  # as in METRICS
+# Values of `Graph.state`. All but FREE slots are nodes of the graph and route searches; DELETED ones may come back;
+# RETIRED ones (replaced, or deleted for good) wait for `repair`, which makes them FREE.
+LIVE, DELETED, RETIRED, FREE = 0, 1, 2, 3
+EMPTY = np.int64(0x7FFFFFFFFFFFFFFF)
+LINE = 16  # float32 values in a cache line; rows are padded to whole lines
+
+# Sums may be reordered and fused, which is what lets LLVM vectorise them. Never "nnan" or "ninf": they would make the
+# comparisons below undefined where a distance overflows.
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+compiled = njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+
+
+class Graph(NamedTuple):
+    """The arrays of an index; row i of each belongs to slot i. Arrays may have spare rows at the end."""
+
+    vectors: np.ndarray  # float32 (slots, padded dim), each row aligned to a cache line; length 1 under cosine
+    links0: np.ndarray  # int32 (slots, 2 M)
+    upper: np.ndarray  # int32 (rows, M)
+    offsets: np.ndarray  # int32 (slots,): the row in `upper` of layer 1
+    levels: np.ndarray  # int8 (slots,): the highest layer
+    state: np.ndarray  # uint8 (slots,): LIVE, DELETED, RETIRED or FREE
+    labels: np.ndarray  # int64 (slots,): the user's ids
+
+
+class Scratch(NamedTuple):
+    """What one running search needs for itself."""
+
+    tags: np.ndarray  # uint16 (slots,): equals epoch[0] where the slot was visited
+    epoch: np.ndarray  # int64 (1,)
+
+
+@intrinsic
+def _prefetch(typingctx, array, row, column):
+    """Ask for the cache line of array[row, column] without waiting for it."""
+
+    def codegen(context, builder, signature, args):
+        array_type = signature.args[0]
+        struct = context.make_array(array_type)(context, builder, args[0])
+        address = cgutils.get_item_pointer(context, builder, array_type, struct, list(args[1:]))
+        address = builder.bitcast(address, cgutils.voidptr_t)
+        int32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, int32, int32, int32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, int32(0), int32(3), int32(1)])  # read, keep in all caches, data
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def _float_bits(typingctx, value):
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def _bits_float(typingctx, value):
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+@compiled
+def _key(distance, slot):
+    """int64 that sorts as (distance, slot); negative distances (inner product) included."""
+    bits = _float_bits(np.float32(distance))
+    bits ^= (bits >> np.int32(31)) & np.int32(0x7FFFFFFF)
+    return (np.int64(bits) << np.int64(32)) | (np.int64(slot) << np.int64(1))
+
+
+@compiled
+def _slot(key):
+    return (key & np.int64(0xFFFFFFFF)) >> np.int64(1)
+
+
+@compiled
+def _key_distance(key):
+    bits = np.int32(key >> np.int64(32))
+    return _bits_float(np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+
+
+@compiled
+def _distance(metric, q, vectors, slot):
+    total = np.float32(0)
+    if metric == L2:
+        for j in range(q.shape[0]):
+            difference = q[j] - vectors[slot, j]
+            total += difference * difference
+        return total
+    for j in range(q.shape[0]):
+        total += q[j] * vectors[slot, j]
+    return np.float32(1) - total
+
+
+@compiled
+def _new_epoch(scratch):
+    """Forget which slots were visited."""
+    if scratch.epoch[0] == 65535:
+        scratch.tags[:] = 0
+        scratch.epoch[0] = 0
+    scratch.epoch[0] += 1
+    return np.uint16(scratch.epoch[0])
+
+
+@compiled
+def _pool_insert(pool, key):
+    """Put `key` in its place in the farthest-first pool and drop the farthest; return the place."""
+    place, span = 0, pool.shape[0]
+    while span > 1:  # the last place whose key is larger; no branch for the CPU to guess wrong
+        half = span >> 1
+        place += half * np.int64(pool[place + half] > key)
+        span -= half
+    for i in range(place):
+        pool[i] = pool[i + 1]
+    pool[place] = key
+    return place
+
+
+@compiled
+def _greedy(graph, metric, q, slot, layer):
+    """Algorithm 2 with ef = 1 on an upper layer: walk to the nearest neighbour until none is nearer."""
+    best = _key(_distance(metric, q, graph.vectors, slot), slot)
+    moved = True
+    while moved:
+        moved = False
+        row = graph.offsets[_slot(best)] + layer - 1
+        for j in range(graph.upper.shape[1]):
+            e = graph.upper[row, j]
+            if e < 0:
+                break
+            key = _key(_distance(metric, q, graph.vectors, e), e)
+            if key < best:
+                best = key
+                moved = True
+    return best
+
+
+@compiled
+def _descend(graph, metric, q, entry, top, layer):
+    """From the entry point down to just above `layer`."""
+    slot = np.int64(entry)
+    for upper_layer in range(top, layer, -1):
+        slot = _slot(_greedy(graph, metric, q, slot, upper_layer))
+    return slot
+
+
+@compiled
+def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, fresh):
+    """Algorithm 2. `pool` holds the entry points (not expanded, visited) and then the results, farthest first.
+
+    `links` is `links0` with layer 0, `upper` with others. `fresh` is int32 scratch as wide as a row of links.
+    """
+    width = links.shape[1]
+    columns = vectors.shape[1]
+    place = pool.shape[0] - 1  # nearest that may be not expanded; all after it are
+    while place >= 0:
+        key = pool[place]
+        if key & 1:
+            if key == EMPTY:
+                break
+            place -= 1
+            continue
+        pool[place] = key | 1
+        row = _slot(key)
+        if layer > 0:
+            row = np.int64(offsets[row]) + layer - 1
+        count = 0
+        for j in range(width):
+            e = links[row, j]
+            if e < 0:
+                break
+            fresh[count] = e  # kept only if e is new: no branch for the CPU to guess wrong
+            count += np.int64(tags[e] != epoch)
+            tags[e] = epoch
+        for j in range(count):
+            for column in range(0, columns, LINE):
+                _prefetch(vectors, np.int64(fresh[j]), column)
+        for j in range(count):
+            e = fresh[j]
+            key = _key(_distance(metric, q, vectors, e), e)
+            if key < pool[0]:
+                inserted = _pool_insert(pool, key)
+                if inserted >= place:
+                    place = inserted
+
+
+@compiled
+def _select(metric, vectors, keys, count, m, keep_pruned, chosen):
+    """Algorithm 4 over `count` ascending keys; writes up to `m` slots into `chosen`, returns how many."""
+    taken = 0
+    for i in range(count):
+        if taken == m:
+            break
+        e = _slot(keys[i])
+        distance = _key_distance(keys[i])
+        diverse = True
+        for j in range(taken):
+            if _distance(metric, vectors[e], vectors, chosen[j]) < distance:
+                diverse = False
+                break
+        if diverse:
+            chosen[taken] = e
+            taken += 1
+            keys[i] |= 1  # chosen
+    if keep_pruned:
+        for i in range(count):
+            if taken == m:
+                break
+            if keys[i] & 1 == 0:
+                chosen[taken] = _slot(keys[i])
+                taken += 1
+    return taken
+
+
+@compiled
+def find_neighbours(graph, metric, entry, top, slots, first, last, ef, keep_pruned, starts, picks, scratch):
+    """Choose links for slots[first:last], which are new and not above layer `top`, in the graph as it is.
+
+    Slots before them in `slots` are seen by comparing with each. Results go to picks[starts[i] + layer], -1 filled.
+    Reads the graph only, so that several threads may share a batch.
+    """
+    vectors = graph.vectors
+    m = graph.upper.shape[1]
+    pool = np.empty(ef, np.int64)
+    keys = np.empty(ef, np.int64)
+    fresh = np.empty(graph.links0.shape[1], np.int32)
+    for i in range(first, last):
+        q = vectors[slots[i]]
+        level = graph.levels[slots[i]]
+        slot = _descend(graph, metric, q, entry, top, level)
+        pool[:] = EMPTY
+        pool[ef - 1] = _key(_distance(metric, q, vectors, slot), slot)
+        for layer in range(level, -1, -1):
+            epoch = _new_epoch(scratch)
+            for j in range(ef - 1, -1, -1):  # all results of the layer above are entry points
+                if pool[j] == EMPTY:
+                    break
+                pool[j] &= ~np.int64(1)
+                scratch.tags[_slot(pool[j])] = epoch
+            links = graph.links0 if layer == 0 else graph.upper
+            _search_layer(metric, q, vectors, links, graph.offsets, layer, pool, scratch.tags, epoch, fresh)
+            count = 0
+            while count < ef and pool[ef - 1 - count] != EMPTY:
+                count += 1
+            keys[ef - count :] = pool[ef - count :]
+            keys[: ef - count] = EMPTY
+            for j in range(i):
+                e = slots[j]
+                if graph.levels[e] >= layer:
+                    key = _key(_distance(metric, q, vectors, e), e)
+                    if key < keys[0]:
+                        _pool_insert(keys, key)
+                        count = min(count + 1, ef)
+            for j in range(ef >> 1):
+                keys[j], keys[ef - 1 - j] = keys[ef - 1 - j], keys[j]
+            for j in range(count):
+                keys[j] &= ~np.int64(1)
+            chosen = picks[starts[i] + layer]
+            chosen[_select(metric, vectors, keys, count, m, keep_pruned, chosen) :] = -1
+
+
+@compiled
+def set_links(graph, slots, starts, picks):
+    """Give the new `slots` the links that `find_neighbours` chose."""
+    m = graph.upper.shape[1]
+    for i in range(slots.shape[0]):
+        slot = slots[i]
+        graph.links0[slot, :m] = picks[starts[i]]
+        graph.links0[slot, m:] = -1
+        for layer in range(1, graph.levels[slot] + 1):
+            graph.upper[graph.offsets[slot] + layer - 1] = picks[starts[i] + layer]
+
+
+@compiled
+def link_back(graph, metric, slots, starts, picks, part, parts):
+    """The end of algorithm 1: the neighbours of the new `slots` link back, and shrink where they are full.
+
+    Does so for the neighbours whose slot is `part` modulo `parts`: threads that take different parts write different
+    rows, each in the order of the insertions.
+    """
+    keys = np.empty(graph.links0.shape[1] + 1, np.int64)
+    chosen = np.empty(graph.links0.shape[1], np.int32)
+    for i in range(slots.shape[0]):
+        for layer in range(graph.levels[slots[i]] + 1):
+            for j in range(picks.shape[1]):
+                e = picks[starts[i] + layer, j]
+                if e < 0:
+                    break
+                if e % parts == part:
+                    row = graph.links0[e] if layer == 0 else graph.upper[graph.offsets[e] + layer - 1]
+                    _append_link(metric, graph.vectors, row, e, slots[i], keys, chosen)
+
+
+@compiled
+def _append_link(metric, vectors, row, e, q, keys, chosen):
+    most = row.shape[0]
+    if row[most - 1] < 0:
+        count = 0
+        while row[count] >= 0:
+            count += 1
+        row[count] = q
+        return
+    vector = vectors[e]
+    for j in range(most):
+        for column in range(0, vectors.shape[1], LINE):
+            _prefetch(vectors, row[j], column)
+    for j in range(most + 1):
+        other = row[j] if j < most else np.int32(q)
+        _insort(keys, j, _key(_distance(metric, vector, vectors, other), other))
+    taken = _select(metric, vectors, keys, most + 1, most, False, chosen)
+    row[:taken] = chosen[:taken]
+    row[taken:] = -1
+
+
+@compiled
+def _insort(keys, count, key):
+    """Insert `key` into the ascending keys[:count]."""
+    j = count
+    while j > 0 and keys[j - 1] > key:
+        keys[j] = keys[j - 1]
+        j -= 1
+    keys[j] = key
+
+
+@compiled
+def load_query(metric, row, q):
+    """Copy the float32 `row` into the padded `q`, at length 1 under cosine; False where it cannot be a query."""
+    total = np.float64(0)
+    for j in range(row.shape[0]):
+        total += np.float64(row[j]) * np.float64(row[j])
+        q[j] = row[j]
+    q[row.shape[0] :] = 0
+    if not total <= LARGEST_SQUARE:  # NaN, infinite or too large
+        return False
+    if metric == COSINE:
+        if total == 0:
+            return False
+        q *= np.float32(1 / np.sqrt(total))
+    return True
+
+
+@compiled
+def search(graph, metric, entry, top, queries, first, last, k, ef, ids, distances, scratch):
+    """Algorithm 5 for queries[first:last] where every node is live; ids and distances come padded with -1 and inf.
+
+    Returns the first query that is not finite (or zero under cosine), or -1.
+    """
+    q = np.empty(graph.vectors.shape[1], np.float32)
+    pool = np.empty(ef, np.int64)
+    fresh = np.empty(graph.links0.shape[1], np.int32)
+    for i in range(first, last):
+        if not load_query(metric, queries[i], q):
+            return i
+        slot = _descend(graph, metric, q, entry, top, 0)
+        pool[:] = EMPTY
+        pool[ef - 1] = _key(_distance(metric, q, graph.vectors, slot), slot)
+        epoch = _new_epoch(scratch)
+        scratch.tags[slot] = epoch
+        _search_layer(metric, q, graph.vectors, graph.links0, graph.offsets, 0, pool, scratch.tags, epoch, fresh)
+        for j in range(k):
+            key = pool[ef - 1 - j]
+            if key == EMPTY:
+                break
+            ids[i, j] = graph.labels[_slot(key)]
+            distances[i, j] = _key_distance(key)
+    return -1
+
+
+@compiled
+def _collect(graph, metric, q, slot, ef, allowed, scratch, fresh):
+    """Algorithm 2 on layer 0 for the `ef` nearest *allowed* nodes; the others are walked over, not returned.
+
+    `allowed` is uint8 (slots,). Returns ascending keys, at most `ef`. The pool is nearest first here and as long as it
+    must be: it ends at the ef-th allowed node.
+    """
+    epoch = _new_epoch(scratch)
+    scratch.tags[slot] = epoch
+    pool = np.empty(4 * ef + 64, np.int64)
+    pool[0] = _key(_distance(metric, q, graph.vectors, slot), slot)
+    size = 1
+    found = np.int64(allowed[slot])
+    place = 0
+    while place < size:
+        if pool[place] & 1:
+            place += 1
+            continue
+        row = _slot(pool[place])
+        pool[place] |= 1
+        count = 0
+        for j in range(graph.links0.shape[1]):
+            e = graph.links0[row, j]
+            if e < 0:
+                break
+            fresh[count] = e
+            count += np.int64(scratch.tags[e] != epoch)
+            scratch.tags[e] = epoch
+        for j in range(count):
+            for column in range(0, graph.vectors.shape[1], LINE):
+                _prefetch(graph.vectors, np.int64(fresh[j]), column)
+        for j in range(count):
+            e = fresh[j]
+            key = _key(_distance(metric, q, graph.vectors, e), e)
+            if found >= ef and key > pool[size - 1]:
+                continue
+            if size == pool.shape[0]:
+                longer = np.empty(2 * size, np.int64)
+                longer[:size] = pool
+                pool = longer
+            low, high = 0, size
+            while low < high:
+                middle = (low + high) >> 1
+                if pool[middle] < key:
+                    low = middle + 1
+                else:
+                    high = middle
+            for i in range(size, low, -1):
+                pool[i] = pool[i - 1]
+            pool[low] = key
+            size += 1
+            place = min(place, low)
+            if allowed[e]:
+                found += 1
+                if found > ef:
+                    size -= 1  # the last is the farthest of the allowed
+                    found -= 1
+            while found >= ef and not allowed[_slot(pool[size - 1])]:
+                size -= 1
+    count = 0
+    for i in range(size):
+        if allowed[_slot(pool[i])]:
+            pool[count] = pool[i] & ~np.int64(1)
+            count += 1
+    return pool[:count]
+
+
+@compiled
+def search_allowed(graph, metric, entry, top, queries, first, last, k, ef, allowed, ids, distances, scratch):
+    """As `search`, for the nodes with allowed[slot] = 1 only (uint8 (slots,))."""
+    q = np.empty(graph.vectors.shape[1], np.float32)
+    fresh = np.empty(graph.links0.shape[1], np.int32)
+    for i in range(first, last):
+        if not load_query(metric, queries[i], q):
+            return i
+        slot = _descend(graph, metric, q, entry, top, 0)
+        keys = _collect(graph, metric, q, slot, ef, allowed, scratch, fresh)
+        for j in range(min(k, keys.shape[0])):
+            ids[i, j] = graph.labels[_slot(keys[j])]
+            distances[i, j] = _key_distance(keys[j])
+    return -1
+
+
+@compiled
+def search_radius(graph, metric, entry, top, query, radius, ef, allowed, scratch):
+    """Ids and distances of the allowed nodes within `radius`, nearest first: ef doubles until it reaches beyond."""
+    q = np.empty(graph.vectors.shape[1], np.float32)
+    fresh = np.empty(graph.links0.shape[1], np.int32)
+    load_query(metric, query, q)
+    slot = _descend(graph, metric, q, entry, top, 0)
+    keys = _collect(graph, metric, q, slot, ef, allowed, scratch, fresh)
+    while keys.shape[0] == ef and _key_distance(keys[ef - 1]) <= radius:
+        ef *= 2
+        keys = _collect(graph, metric, q, slot, ef, allowed, scratch, fresh)
+    if keys.shape[0] < ef:  # it reached everything that a walk can; compare with all, and miss nothing
+        keys = np.empty(allowed.shape[0], np.int64)
+        count = 0
+        for slot in range(allowed.shape[0]):
+            if allowed[slot]:
+                keys[count] = _key(_distance(metric, q, graph.vectors, slot), slot)
+                count += 1
+        keys = np.sort(keys[:count])
+    count = 0
+    while count < keys.shape[0] and _key_distance(keys[count]) <= radius:
+        count += 1
+    ids = np.empty(count, np.int64)
+    distances = np.empty(count, np.float32)
+    for i in range(count):
+        ids[i] = graph.labels[_slot(keys[i])]
+        distances[i] = _key_distance(keys[i])
+    return ids, distances
+
+
+@compiled
+def search_exact(graph, metric, queries, first, last, k, slots, ids, distances):
+    """As `search`, by comparing each query with all of `slots`; k is at most their number."""
+    q = np.empty(graph.vectors.shape[1], np.float32)
+    pool = np.empty(k, np.int64)
+    for i in range(first, last):
+        if not load_query(metric, queries[i], q):
+            return i
+        pool[:] = EMPTY
+        for j in range(slots.shape[0]):
+            key = _key(_distance(metric, q, graph.vectors, slots[j]), slots[j])
+            if key < pool[0]:
+                _pool_insert(pool, key)
+        for j in range(k):
+            ids[i, j] = graph.labels[_slot(pool[k - 1 - j])]
+            distances[i, j] = _key_distance(pool[k - 1 - j])
+    return -1
+
+
+@compiled
+def repair(graph, metric, count, part, parts, scratch):
+    """Take the links to RETIRED nodes out of the rows of all others among slots [:count].
+
+    A row that loses a link chooses again, by algorithm 4, among what is left of it and what the lost neighbours
+    linked to. Only rows of nodes that stay are written and only rows of RETIRED ones are read besides: threads that
+    take different parts (slot modulo `parts`) do not meet.
+    """
+    width0 = graph.links0.shape[1]
+    pool = np.empty(4 * width0, np.int64)
+    chosen = np.empty(width0, np.int32)
+    for slot in range(part, count, parts):
+        if graph.state[slot] >= RETIRED:
+            continue
+        for layer in range(graph.levels[slot] + 1):
+            links = graph.links0 if layer == 0 else graph.upper
+            row = slot if layer == 0 else np.int64(graph.offsets[slot]) + layer - 1
+            _repair_row(graph, metric, slot, links, row, layer, pool, chosen, scratch)
+
+
+@compiled
+def _repair_row(graph, metric, slot, links, row, layer, pool, chosen, scratch):
+    width = links.shape[1]
+    lost = False
+    for j in range(width):
+        if links[row, j] < 0:
+            break
+        lost |= graph.state[links[row, j]] == RETIRED
+    if not lost:
+        return
+    epoch = _new_epoch(scratch)
+    scratch.tags[slot] = epoch
+    q = graph.vectors[slot]
+    pool[:] = EMPTY
+    for j in range(width):
+        e = links[row, j]
+        if e < 0:
+            break
+        if graph.state[e] != RETIRED:
+            _offer(graph, metric, q, e, pool, epoch, scratch)
+            continue
+        beyond = np.int64(e) if layer == 0 else np.int64(graph.offsets[e]) + layer - 1
+        for i in range(width):
+            other = links[beyond, i]
+            if other < 0:
+                break
+            if graph.state[other] != RETIRED:
+                _offer(graph, metric, q, other, pool, epoch, scratch)
+    size = pool.shape[0]
+    for j in range(size >> 1):
+        pool[j], pool[size - 1 - j] = pool[size - 1 - j], pool[j]
+    count = 0
+    while count < size and pool[count] != EMPTY:
+        count += 1
+    taken = _select(metric, graph.vectors, pool, count, width, False, chosen)
+    links[row, :taken] = chosen[:taken]
+    links[row, taken:] = -1
+
+
+@compiled
+def _offer(graph, metric, q, slot, pool, epoch, scratch):
+    if scratch.tags[slot] == epoch:
+        return
+    scratch.tags[slot] = epoch
+    key = _key(_distance(metric, q, graph.vectors, slot), slot)
+    if key < pool[0]:
+        _pool_insert(pool, key)
+
+
+@compiled
+def mark_reachable(graph, entry, reached):
+    """Set reached[slot] = 1 (uint8) for every node that a walk on layer 0 from `entry` can reach."""
+    queue = np.empty(reached.shape[0], np.int32)
+    queue[0] = entry
+    reached[entry] = 1
+    size = 1
+    i = 0
+    while i < size:
+        for j in range(graph.links0.shape[1]):
+            e = graph.links0[queue[i], j]
+            if e < 0:
+                break
+            if not reached[e]:
+                reached[e] = 1
+                queue[size] = e
+                size += 1
+        i += 1
+
+
+@compiled
+def first_fault(graph, count, rows, entry, top):
+    """Check every link and offset of slots [:count]; returns (slot, layer) of the first fault, or (-1, -1).
+
+    After this no function above can leave the arrays, whatever file they came from.
+    """
+    if count == 0:
+        return (-1, -1)
+    for slot in range(count):
+        level = np.int64(graph.levels[slot])
+        if graph.state[slot] > FREE:
+            return (slot, -1)
+        if graph.state[slot] == FREE:
+            continue
+        if level < 0 or level > top:
+            return (slot, level)
+        offset = np.int64(graph.offsets[slot])
+        if level > 0 and (offset < 0 or offset + level > rows):
+            return (slot, level)
+        for layer in range(level + 1):
+            links = graph.links0 if layer == 0 else graph.upper
+            row = slot if layer == 0 else offset + layer - 1
+            ended = False
+            for j in range(links.shape[1]):
+                e = links[row, j]
+                if e < 0:
+                    ended = True
+                    continue
+                if ended or e >= count or e == slot:
+                    return (slot, layer)
+                if graph.state[e] == FREE or graph.levels[e] < layer:
+                    return (slot, layer)
+    if entry < 0 or entry >= count or graph.state[entry] == FREE or graph.levels[entry] != top:
+        return (entry, top)
+    return (-1, -1)
+
+
+# Ids are found through an open-addressing table of slots (int32, a power of two long, -1 where empty). An entry counts
+# only if the slot still bears the id, so entries of retired slots need not be removed.
+
+
+@compiled
+def _home(label, size):
+    return np.int64((np.uint64(label) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & np.int64(size - 1)
+
+
+@compiled
+def find_slots(table, labels, state, wanted, slots):
+    """slots[i] = the slot of id wanted[i] (LIVE or DELETED), or -1."""
+    size = table.shape[0]
+    for i in range(wanted.shape[0]):
+        place = _home(wanted[i], size)
+        slots[i] = -1
+        while table[place] >= 0:
+            slot = table[place]
+            if labels[slot] == wanted[i] and state[slot] <= DELETED:
+                slots[i] = slot
+                break
+            place = (place + 1) & (size - 1)
+
+
+@compiled
+def enter_slots(table, labels, state, slots):
+    """Enter `slots` under their labels; returns how many empty places that took."""
+    size = table.shape[0]
+    taken = 0
+    for i in range(slots.shape[0]):
+        place = _home(labels[slots[i]], size)
+        while table[place] >= 0 and state[table[place]] <= DELETED:
+            place = (place + 1) & (size - 1)
+        taken += np.int64(table[place] < 0)
+        table[place] = slots[i]
+    return taken
