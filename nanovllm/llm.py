@@ -104,7 +104,7 @@ class LLM(LLMEngine):
 
         The request is checked and queued at once. Other calls may run meanwhile, and closing the iterator aborts it.
         """
-        if sampling_params is not None and sampling_params.n != 1:
+        if isinstance(sampling_params, SamplingParams) and sampling_params.n != 1:
             raise ValueError(f"n must be 1 in a stream, got {sampling_params.n}.")
         pieces = self._stream(self.add_request(prompt, sampling_params))
         # Closing a generator that was never started runs none of its code: start it, so that its `finally` is due.
@@ -168,6 +168,8 @@ class LLM(LLMEngine):
         for message in messages:
             if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
                 raise ValueError(f"each message must have the keys 'role' and 'content', got {message!r}.")
+            if not isinstance(message["role"], str) or not isinstance(message["content"], str):
+                raise TypeError(f"role and content of each message must be strings, got {message!r}.")
         text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **template_arguments
         )
