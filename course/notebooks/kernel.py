@@ -41,8 +41,11 @@ def running(notebook: Notebook, timeout: float = 300) -> Iterator[object]:
         timeout=timeout,
         resources={"metadata": {"path": str(FOLDER)}},
         coalesce_streams=True,
+        shutdown_kernel="immediate",
+        extra_arguments=["--IPKernelApp.log_level=40"],
     )
-    with client.setup_kernel():
+    # A kernel manager that is passed in is not cleaned up unless asked: the kernel would outlive the notebook.
+    with client.setup_kernel(cleanup_kc=True):
         yield client
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 
-from course.notebooks import modes
+from course import notebooks
+from course.notebooks import kernel, modes
 
 
 def faults(course) -> dict[str, str]:
@@ -65,3 +67,10 @@ def test_a_failing_cell_of_the_notebook_ends_the_run(small_course):
     small_course.save()
     with pytest.raises(modes.CellFailed, match="setup.*broken"):
         modes.run(small_course.path)
+
+
+def test_no_kernel_outlives_its_notebook(small_course):
+    before = set(psutil.Process().children(recursive=True))
+    with kernel.running(notebooks.read(small_course.path)):
+        assert set(psutil.Process().children(recursive=True)) - before
+    assert not set(psutil.Process().children(recursive=True)) - before

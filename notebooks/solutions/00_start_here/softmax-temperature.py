@@ -1,8 +1,5 @@
-import math
-
-
 def probabilities(logits, temperature):
-    """Logits (list of float) and a temperature > 0 -> probabilities (list of float, in the same order)."""
+    """Logits (list of float), temperature > 0 -> probabilities in the same order."""
     largest = max(logits)
     weights = [math.exp((logit - largest) / temperature) for logit in logits]
     total = sum(weights)

@@ -1,7 +1,4 @@
 # caught: At temperature 0.5
-import math
-
-
 def probabilities(logits, temperature):
     largest = max(logits)
     weights = [math.exp(logit - largest) for logit in logits]

@@ -1,7 +1,4 @@
 # caught: makes your distribution flatter
-import math
-
-
 def probabilities(logits, temperature):
     largest = max(logits)
     weights = [math.exp((logit - largest) * temperature) for logit in logits]

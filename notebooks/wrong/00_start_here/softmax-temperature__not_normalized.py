@@ -1,7 +1,4 @@
 # caught: not to 1
-import math
-
-
 def probabilities(logits, temperature):
     largest = max(logits)
     return [math.exp((logit - largest) / temperature) for logit in logits]
