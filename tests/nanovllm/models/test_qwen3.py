@@ -17,6 +17,7 @@ import transformers
 from tiny import make_checkpoint
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.config import EMBEDDED_MODEL
 
 NUM_CONFIGS = 24
 BLOCK = 16
@@ -108,6 +109,12 @@ def check(model, llm: LLM, recorder: LogitsRecorder, prompts: list[list[int]], n
         outputs = [llm.generate(p, param, use_tqdm=False)[0] for p, param in zip(prompts, params, strict=True)]
     else:
         outputs = llm.generate(prompts, params, use_tqdm=False)
+    compare(model, recorder, prompts, nums, outputs)
+    return outputs
+
+
+def compare(model, recorder: LogitsRecorder, prompts: list[list[int]], nums: list[int], outputs: list) -> None:
+    """Tokens equal transformers' greedy ones, and so does every recorded row of logits, within the tolerance."""
     for prompt, num, output in zip(prompts, nums, outputs, strict=True):
         assert output["token_ids"] == true_greedy(model, prompt, num)
     assert len(recorder.rows) == sum(nums)
@@ -119,7 +126,6 @@ def check(model, llm: LLM, recorder: LogitsRecorder, prompts: list[list[int]], n
         want = expected[rows[0]][len(context) - 1]
         assert logits.shape == want.shape
         assert (logits - want).abs().max() <= TOLERANCE * want.abs().max()
-    return outputs
 
 
 def prompts_for(seed: int, vocab_size: int) -> list[list[int]]:
@@ -162,6 +168,18 @@ def test_logits_and_greedy_tokens_equal_transformers(seed, checkpoint):
         assert sum(out["metrics"]["preemptions"] for out in tight) > 0
         check(model, llm, recorder, prompts[3:], [3, 4, 5], alone=False)
         llm.scheduler.check_integrity()
+
+
+def test_the_embedded_model_equals_transformers():
+    model = transformers.AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32).eval()
+    with LLM(device="cpu") as llm:
+        texts = ["Once upon a time", "The", "Once upon a time there was a little dog. " * 4]
+        prompts = [llm.tokenizer.encode(text) for text in texts]
+        recorder = LogitsRecorder(llm)
+        nums = [6, 8, 7]
+        params = [SamplingParams(temperature=0, max_tokens=num, ignore_eos=True) for num in nums]
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        compare(model, recorder, prompts, nums, outputs)
 
 
 def test_the_drawn_configurations_cover_what_they_should():
