@@ -232,6 +232,7 @@ class Index:
         ef: int | None = None,
         mask: np.ndarray | None = None,
         *,
+        exact: bool = False,
         num_threads: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The `k` nearest of each query: ids, int64 (n, k), and distances, float32 (n, k), nearest first.
@@ -242,6 +243,8 @@ class Index:
         `mask` says which ids may be returned: a boolean array indexed by id (longer than the largest id), the same
         (n, ids) for one mask a query, or an array of ids. A mask that allows few is searched exactly, and a query that
         finds fewer than it should is searched again exactly: k results come where k exist.
+
+        `exact` compares each query with every vector that is allowed.
         """
         queries = self._queries(Q)
         k = check_integer("k", k, 1)
@@ -250,16 +253,16 @@ class Index:
         ids = np.full((len(queries), k), -1, dtype=np.int64)
         distances = np.full((len(queries), k), np.inf, dtype=np.float32)
         if mask is None:
-            allowed = None if self._counts[core.LIVE] == self._used else self._live()
-            self._search(queries, k, ef, allowed, ids, distances, threads)
+            allowed = self._live() if exact or self._counts[core.LIVE] != self._used else None
+            self._search(queries, k, ef, allowed, ids, distances, threads, exact)
         else:
             allowed = self._masked(mask, len(queries))
             if allowed.ndim == 1:
-                self._search(queries, k, ef, allowed, ids, distances, threads)
+                self._search(queries, k, ef, allowed, ids, distances, threads, exact)
             else:
                 for i in range(len(queries)):
                     one = slice(i, i + 1)
-                    self._search(queries[one], k, ef, allowed[i], ids[one], distances[one], 1, i)
+                    self._search(queries[one], k, ef, allowed[i], ids[one], distances[one], 1, exact, i)
         return ids, distances
 
     def _search(
@@ -271,6 +274,7 @@ class Index:
         ids: np.ndarray,
         distances: np.ndarray,
         threads: int,
+        exact: bool,
         row: int = 0,
     ) -> None:
         """Fill `ids` and `distances`. `row` is the number of queries[0], for messages."""
@@ -286,7 +290,7 @@ class Index:
             return
         slots = None
         # A walk meets about ef * used / exist nodes, ten neighbours each; comparing with all takes `exist`.
-        if allowed is not None and (exist <= ef or exist * exist <= 10 * ef * used):
+        if exact or allowed is not None and (exist <= ef or exist * exist <= 10 * ef * used):
             slots = np.flatnonzero(allowed[:used]).astype(np.int32)
 
             def work(first, last, scratch):
