@@ -244,6 +244,14 @@ def flops_by_part(config: ModelConfig, context: int) -> dict[str, int]:
     }
 
 
+def print_counts(counts: dict[str, dict[str, int]]) -> None:
+    """Print counts by part, one column for each model, and their sums."""
+    print(" " * 12 + "".join(f"{name:>16}" for name in counts))
+    for part in PARTS:
+        print(f"{part:<12}" + "".join(f"{count[part]:>16,}" for count in counts.values()))
+    print(f"{'all':<12}" + "".join(f"{sum(count.values()):>16,}" for count in counts.values()))
+
+
 def balance_context(config: ModelConfig) -> float:
     """The context at which attention takes as many operations as all the weights together."""
     flops = flops_by_part(config, 1)
