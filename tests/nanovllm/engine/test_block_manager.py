@@ -125,7 +125,7 @@ def test_hashes_are_chained():
     first = hash_block(0, [1, 2])
     assert hash_block(0, [1, 2]) == first
     assert len({first, hash_block(first, [1, 2]), hash_block(0, [2, 1]), hash_block(first, [3, 4])}) == 4
-    assert hash_block(0, [258]) != hash_block(0, [2, 1])  # ids, not bytes
+    assert len({hash_block(0, ids) for ids in ([1], [1 + 2**8], [1 + 2**16], [1 + 2**32], [1, 0], [0, 1])}) == 6
     assert first.bit_length() > 64
 
 
