@@ -20,7 +20,6 @@ _INK = "#2B2B2B"
 def use_style() -> None:
     """Set the course's matplotlib style for this process."""
     import matplotlib
-    from cycler import cycler
 
     matplotlib.rcParams.update(
         {
@@ -40,7 +39,7 @@ def use_style() -> None:
             "axes.spines.right": False,
             "axes.grid": True,
             "axes.axisbelow": True,
-            "axes.prop_cycle": cycler(color=COLOURS),
+            "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
             "grid.color": "#DFE1E0",
             "grid.linewidth": 0.8,
             "text.color": _INK,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PEERS = {"vllm", "nanovllm_reference"}
+"""Engines that benchmarks measure where somebody has installed them."""
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
@@ -125,3 +129,61 @@ def test_the_wheel_names_every_extra(wheel):
     metadata = wheel.read(f"nanovllm_course-{PROJECT['version']}.dist-info/METADATA").decode()
     for extra in PROJECT["optional-dependencies"]:
         assert f"Provides-Extra: {extra}\n" in metadata
+
+
+def imported_by(path: Path) -> set[str]:
+    """Top-level names of what a Python file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def declared(*extras: str) -> set[str]:
+    """Distributions that the project requires with these extras, their own extras of this project included."""
+    found: set[str] = set()
+    lists = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
+    for requirement in (Requirement(line) for group in lists for line in group):
+        if requirement.name == PROJECT["name"]:
+            found |= declared(*requirement.extras)
+        found.add(canonicalize_name(requirement.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("folders", "extras"),
+    [
+        (["nanovllm", "hnsw"], ["gpu", "flash", "course"]),
+        (["course", "test-case", "training"], ["course", "test"]),
+        (["tests", "notebooks", "benchmarks", "scripts"], ["test", "peers", "gpu", "flash"]),
+    ],
+    ids=["library", "course", "tests"],
+)
+def test_every_import_is_declared(folders, extras):
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    helpers = {
+        path.stem
+        for folder in ("tests", "training", "benchmarks", "test-case")
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    ours = helpers | {"nanovllm", "hnsw", "course", "benchmarks", "training"}
+    allowed = declared(*extras)
+    homes = packages_distributions()
+    missing = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files
+        for name in imported_by(path) - ours - sys.stdlib_module_names
+        if name not in PEERS and not {canonicalize_name(home) for home in homes.get(name, [name])} & allowed
+    }
+    assert not missing
+
+
+def test_every_command_of_the_makefile_is_explained():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE).group(1).split())
+    explained = set(re.findall(r"^\t@echo 'make ([a-z-]+)", makefile, re.MULTILINE))
+    assert targets - explained == {"help", "install-test", "chromium"}
+    assert {f"{target}:" for target in targets} <= set(re.findall(r"^[a-z-]+:", makefile, re.MULTILINE))
