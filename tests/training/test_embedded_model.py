@@ -141,11 +141,11 @@ def test_stories_keep_hero_and_thing_and_stop(model, tokenizer):
     for e, (text, tokens, stopped) in zip(items, answers):
         marks = score.judge_story(text, tokens, stopped, e.messages[-2]["content"], e.facts["hero"], e.facts["noun"])
         good += all(marks.values())
-    assert good >= 6, f"{good} of 8 held-out stories were right"
+    assert good >= 7, f"{good} of 8 held-out stories were right"
 
 
 @trained
-@pytest.mark.parametrize(("kind", "floor"), [("addition", 18), ("copy", 16), ("lookup", 17), ("passage", 14)])
+@pytest.mark.parametrize(("kind", "floor"), [("addition", 19), ("copy", 19), ("lookup", 19), ("passage", 18)])
 def test_short_answers(model, tokenizer, kind, floor):
     items = score.held_out(kind, 20)
     answers = score.generate(model, tokenizer, [score.prompt_of(e) for e in items], 220 if kind == "copy" else 40, 20)
