@@ -47,7 +47,7 @@ class DecodeConfig(NamedTuple):
 
 # By bytes of one key row (head_dim * itemsize).
 CONFIGS = {
-    256: DecodeConfig(tile=64, programs_per_sm=3, warps=4, stages=3),
+    256: DecodeConfig(tile=64, programs_per_sm=3, warps=4, stages=2),
     512: DecodeConfig(tile=32, programs_per_sm=3, warps=4, stages=3),
     1024: DecodeConfig(tile=16, programs_per_sm=3, warps=4, stages=3),
 }

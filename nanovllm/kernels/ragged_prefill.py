@@ -38,7 +38,7 @@ class PrefillConfig(NamedTuple):
 # By bytes of one key row (head_dim * itemsize). Rows of 512 bytes and more are mostly fp32, which has no tensor cores
 # at full precision: small tiles keep the unrolled products, and so compile time, short.
 CONFIGS = {
-    256: PrefillConfig(rows=128, tile=64, warps=8, stages=2),
+    256: PrefillConfig(rows=64, tile=64, warps=4, stages=3),
     512: PrefillConfig(rows=32, tile=16, warps=4, stages=2),
     1024: PrefillConfig(rows=16, tile=16, warps=4, stages=1),
 }
