@@ -189,12 +189,10 @@ def draw_stream(stream: Tensor, from_attention: Tensor, from_mlp: Tensor) -> Any
     axes.fill_between(depth, low.tolist(), high.tolist(), color=plots.COLOURS[6], alpha=0.15, linewidth=0)
     axes.plot(depth, norms.median(1).values.tolist(), color=plots.COLOURS[6], marker="o", label="residual stream")
     layers = [layer + 0.5 for layer in range(len(from_mlp))]
-    for added, part, offset, name in (
-        (from_attention, "attention", -0.15, "attention"),
-        (from_mlp, "MLP", 0.15, "MLP"),
-    ):
+    for added, part, marker in ((from_attention, "attention", "s"), (from_mlp, "MLP", "D")):
         heights = added.norm(dim=-1).median(1).values.tolist()
-        axes.bar([x + offset for x in layers], heights, width=0.28, color=PART_COLOURS[part], label=f"added by {name}")
+        axes.plot(layers, heights, marker, color=PART_COLOURS[part], label=f"added by {part}")
+    axes.set_yscale("log")
     axes.set(xlabel="layers done", ylabel="Euclidean norm", title="Median over the tokens (band: the middle 80 %)")
     axes.set(xticks=depth)
     axes.legend(loc="upper left")
