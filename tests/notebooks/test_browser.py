@@ -127,6 +127,9 @@ def test_notebook_runs_and_its_widget_moves(browser, lab, path, theme):
         local = (lab.address, "data:", "blob:")
         assert [url for url in outside if not url.startswith(local)] == [], "the page asked another machine"
     finally:
+        # The next notebook gets the memory back, and the same notebook a fresh kernel.
+        _choose(page, "Kernel", "Shut Down Kernel")
+        page.wait_for_timeout(500)
         page.close()
 
 
