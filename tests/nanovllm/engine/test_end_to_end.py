@@ -6,6 +6,7 @@ import pytest
 import torch
 from serving import Checkpoint, check_idle, make_llm, tokens
 from tiny import make_checkpoint, random_prompts
+from transformers import Qwen3ForCausalLM
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.input_batch import prepare_inputs
@@ -306,3 +307,29 @@ def test_logprobs_survive_preemption(checkpoint):
         for mine, theirs in zip(one["logprobs"], other["logprobs"], strict=True):
             assert mine.keys() == theirs.keys()
             assert list(mine.values()) == pytest.approx(list(theirs.values()), abs=1e-4)
+
+
+@pytest.mark.parametrize("setting", [dict(), dict(num_kvcache_blocks=6, max_num_batched_tokens=16, max_num_seqs=4)])
+def test_penalties_look_at_prompt_and_output(checkpoint, setting):
+    """Greedy tokens under penalties equal a loop over transformers' logits that applies their definitions."""
+    prompts = random_prompts(4, 10, 40, seed=23)
+    params = SamplingParams(
+        temperature=0, max_tokens=20, repetition_penalty=1.3, presence_penalty=0.6, frequency_penalty=0.7
+    )
+    with make_llm(checkpoint.folder, **setting) as llm:
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        check_idle(llm)
+    assert (sum(output["metrics"]["preemptions"] for output in outputs) > 0) == bool(setting)
+    model = Qwen3ForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
+    for prompt, output in zip(prompts, outputs, strict=True):
+        token_ids = list(prompt)
+        for _ in range(20):
+            with torch.inference_mode():
+                row = model(torch.tensor([token_ids])).logits[0, -1].tolist()
+            generated = token_ids[len(prompt) :]
+            for token in set(token_ids):
+                row[token] = row[token] / 1.3 if row[token] > 0 else row[token] * 1.3
+            for token in set(generated):
+                row[token] -= 0.6 + 0.7 * generated.count(token)
+            token_ids.append(row.index(max(row)))
+        assert output["token_ids"] == token_ids[len(prompt) :]
