@@ -177,6 +177,12 @@ def test_weights_have_the_published_names_and_are_float32():
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
+def test_a_result_that_is_not_finite_differs_from_everything():
+    x = torch.ones(2, 3)
+    for broken in (x * torch.nan, x * torch.inf):
+        assert anatomy.difference(broken, x) == anatomy.difference(x, broken) == float("inf")
+
+
 def test_agree_tells_rounding_from_mistakes(capsys):
     x = torch.linspace(-1, 1, 12).view(3, 4)
     for other, verdict in ((x + 1e-6, True), (x * 1.01, False), (x[:2], False), (x * torch.nan, False)):
