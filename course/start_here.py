@@ -61,9 +61,10 @@ def play(llm: Any, prompt: str, logprobs: dict[str, float], max_tokens: int = 40
         (result,) = llm.generate([prompt], params, use_tqdm=False)
         print(prompt + result["text"])
 
-    wide = {"description_width": "6em"}
-    slider = ipywidgets.FloatSlider(0.8, min=0, max=2, step=0.1, continuous_update=False, style=wide)
-    seed = ipywidgets.IntSlider(0, min=0, max=20, continuous_update=False, style=wide)
+    wide = {"description_width": "90px"}
+    common = {"continuous_update": False, "style": wide}
+    slider = ipywidgets.FloatSlider(0.8, min=0, max=2, step=0.1, description="temperature", **common)
+    seed = ipywidgets.IntSlider(0, min=0, max=20, description="seed", **common)
     widget = ipywidgets.interactive(redraw, temperature=slider, seed=seed)
     display(widget)
     return widget
