@@ -188,8 +188,11 @@ def test_each_id_of_the_generation_configs_list_ends_an_answer(eos, llm, monkeyp
 # The tokenizer
 
 
-def test_ids_of_a_well_known_text(tokenizer):
+def test_ids_of_well_known_texts(tokenizer):
     assert tokenizer.encode("Hello, world!") == [9707, 11, 1879, 0]
+    system_prompt = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+    prompt_ids = [151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198]
+    assert tokenizer.encode(system_prompt) == prompt_ids
     assert len(tokenizer) == 151_669
     assert tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>", "<think>", "</think>"]) == [
         END,
