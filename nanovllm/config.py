@@ -63,6 +63,8 @@ class EngineConfig(StrictArguments):
     def __post_init__(self):
         if not isinstance(self.model, (str, Path)):
             raise TypeError(f"model must be a folder or a hub name, got {self.model!r}.")
+        if not str(self.model).strip():
+            raise ValueError("model must be a folder or a hub name, got an empty string.")
         check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1)
         check_int("max_num_seqs", self.max_num_seqs, 1)
         if self.max_num_batched_tokens < self.max_num_seqs:

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from nanovllm.config import EMBEDDED_MODEL, EngineConfig
-from nanovllm.engine.llm_engine import LLMEngine
+from nanovllm.engine.llm_engine import LLMEngine, detokenize
 from nanovllm.outputs import RequestOutput, StreamOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.validation import unknown_argument
@@ -125,6 +125,7 @@ class LLM(LLMEngine):
                         continue
                 text = None
                 if detokenizer:
+                    detokenize(seq, detokenizer)
                     end = len(detokenizer.text) if seq.is_finished else detokenizer.num_releasable
                     text, num_chars = detokenizer.text[num_chars:end], max(num_chars, end)
                 new_ids = seq.completion_token_ids[num_tokens:]

@@ -36,6 +36,7 @@ class Detokenizer:
     Attributes:
         text: what is decoded so far; where a stop string was found, what stands before it.
         stopped: a stop string was found.
+        num_tokens: ids that were added so far.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()):
@@ -43,6 +44,7 @@ class Detokenizer:
         self.stop = stop
         self.text = ""
         self.stopped = False
+        self.num_tokens = 0
         self._special = frozenset(tokenizer.all_special_ids)  # not shown, so they may not crowd the window
         self._window: list[int] = []
         self._num_undecoded = 0  # tokens at the window's end whose text is not in `text` yet
@@ -50,6 +52,11 @@ class Detokenizer:
 
     def append(self, token_ids: list[int], *, last: bool = False) -> None:
         """Adds generated tokens. With `last`, an unfinished character is written as the replacement character."""
+        whole = last and self.num_tokens == 0 and not self.stop
+        self.num_tokens += len(token_ids)
+        if whole:  # nobody watched it grow: one call instead of one a token
+            self.text = self._decode(token_ids)
+            return
         for token_id in token_ids:
             if not self.stopped and token_id not in self._special:
                 self._append(token_id)

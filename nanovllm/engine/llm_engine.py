@@ -162,6 +162,8 @@ class LLMEngine:
         completions = []
         for seq, detokenizer in zip(request.sequences, request.detokenizers, strict=True):
             del self._request_of_seq[seq.seq_id]
+            if detokenizer:
+                detokenize(seq, detokenizer)
             completions.append(_completion(seq, detokenizer))
         output = RequestOutput(**completions[0])
         if len(completions) > 1:
@@ -197,21 +199,21 @@ class LLMEngine:
             raise
         advanced = self.scheduler.update(batch, token_ids)
         for seq in advanced:
-            self._detokenize(seq)
+            if seq.sampling_params.stop:
+                self._find_stop_string(seq)
         if self.trace:
             self.trace.booked(self.scheduler, advanced)
         touched = {id(request): request for request in (self._request_of_seq[seq.seq_id] for seq in advanced)}
         finished = [request for request in touched.values() if request.is_finished]
         return StepStats(batch.num_tokens - num_decodes, num_decodes, time.perf_counter() - start, finished)
 
-    def _detokenize(self, seq: Sequence) -> None:
+    def _find_stop_string(self, seq: Sequence) -> None:
         request = self._request_of_seq[seq.seq_id]
         detokenizer = request.detokenizers[request.sequences.index(seq)]
-        if detokenizer:
-            detokenizer.append(seq.token_ids[-1:], last=seq.is_finished)
-            if detokenizer.stopped:
-                self.scheduler.finish(seq, FinishReason.STOP)
-                seq.finish_reason = FinishReason.STOP
+        detokenize(seq, detokenizer)
+        if detokenizer.stopped:
+            self.scheduler.finish(seq, FinishReason.STOP)
+            seq.finish_reason = FinishReason.STOP
 
     def close(self) -> None:
         """Aborts what is left and releases the memory. A second call does nothing."""
@@ -221,6 +223,12 @@ class LLMEngine:
         for request_id in list(self._requests):
             self.abort(request_id)
         self.model_runner.close()
+
+
+def detokenize(seq: Sequence, detokenizer: Detokenizer) -> None:
+    """Adds the generated ids that the detokenizer has not seen. Only who needs text pays for it, when it is needed."""
+    new = seq.token_ids[seq.num_prompt_tokens + detokenizer.num_tokens :]
+    detokenizer.append(new, last=seq.is_finished)
 
 
 def derive_seed(seed: int, index: int) -> int:

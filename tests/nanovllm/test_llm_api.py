@@ -62,6 +62,16 @@ def test_text_is_what_the_tokenizer_makes_of_the_tokens(llm, folder):
         assert len(output["token_ids"]) == 60 and output["finish_reason"] == "length" and output["logprobs"] is None
 
 
+def test_text_that_nobody_watches_is_decoded_once(llm, monkeypatch):
+    calls = []
+    decode = type(llm.tokenizer).decode
+    monkeypatch.setattr(
+        llm.tokenizer, "decode", lambda ids, **kw: calls.append(len(ids)) or decode(llm.tokenizer, ids, **kw)
+    )
+    llm.generate([[5, 6], [7]], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True), use_tqdm=False)
+    assert calls == [12, 12]
+
+
 def test_results_are_in_the_order_of_the_prompts(llm):
     """Though they finish in another one, and each has its own parameters."""
     params = [SamplingParams(temperature=0, max_tokens=n) for n in (30, 1, 17, 5, 9)]
