@@ -15,6 +15,7 @@ from nanovllm.config import EngineConfig, ModelConfig
 from nanovllm.engine.input_batch import StepInputs, prepare_inputs, prepare_sampling
 from nanovllm.engine.scheduler import Batch
 from nanovllm.engine.sequence import Sequence
+from nanovllm.layers.packed import pack_weights
 from nanovllm.layers.sampler import apply_penalties, sample, top_logprobs
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.sampling_params import SamplingParams
@@ -99,6 +100,8 @@ class ModelRunner:
         with _default_dtype(self.dtype), torch.device(self.device):
             self.model = Qwen3ForCausalLM(model_config, backend, TensorParallel(), max_positions=max_model_len)
         load_model(self.model, folder)
+        if backend_name == "numba":
+            pack_weights(self.model)
         self.num_kvcache_blocks = self._count_kv_blocks()
         self._allocate_kv_cache(self.num_kvcache_blocks)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nanovllm.layers.packed import PackedWeight
 from nanovllm.utils.context import TensorParallel
 from nanovllm.utils.loader import check_rows, copy_exactly
 
@@ -44,6 +45,14 @@ class VocabParallelEmbedding(nn.Module):
 class ParallelLMHead(VocabParallelEmbedding):
     """The same split read the other way: hidden states (B, hidden_size) -> logits (B, V), whole on every rank."""
 
+    def __init__(self, vocab_size: int, hidden_size: int, tp: TensorParallel):
+        super().__init__(vocab_size, hidden_size, tp)
+        self.packed: PackedWeight | None = None
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = self.tp.all_gather_last(F.linear(hidden, self.weight))
+        if self.packed is not None:
+            logits = self.packed.linear(hidden, self.weight, None)
+        else:
+            logits = F.linear(hidden, self.weight)
+        logits = self.tp.all_gather_last(logits)
         return logits[:, : self.vocab_size]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nanovllm.layers.packed import PackedWeight
 from nanovllm.utils.context import TensorParallel
 from nanovllm.utils.loader import check_rows, copy_exactly
 
@@ -24,6 +25,7 @@ class LinearBase(nn.Module):
         super().__init__()
         self.weight = self._parameter(out_features, in_features)
         self.bias = self._parameter(out_features) if bias else None
+        self.packed: PackedWeight | None = None
 
     def _parameter(self, *shape: int) -> nn.Parameter:
         parameter = nn.Parameter(torch.empty(*shape), requires_grad=False)
@@ -35,8 +37,14 @@ class LinearBase(nn.Module):
         """Copies this rank's part of a checkpoint's whole tensor into the parameter."""
         raise NotImplementedError
 
+    def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x W^T + bias, through the packed copy of W where there is one."""
+        if self.packed is not None:
+            return self.packed.linear(x, self.weight, bias)
+        return F.linear(x, self.weight, bias)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return self.multiply(x, self.bias)
 
 
 class MergedColumnParallelLinear(LinearBase):
@@ -115,7 +123,7 @@ class RowParallelLinear(LinearBase):
     def forward(self, x):
         # Every rank would add the bias once: only rank 0 does.
         bias = self.bias if self.tp.rank == 0 else None
-        return self.tp.all_reduce(F.linear(x, self.weight, bias))
+        return self.tp.all_reduce(self.multiply(x, bias))
 
 
 def local_kv_heads(num_kv_heads: int, tp: TensorParallel) -> int:

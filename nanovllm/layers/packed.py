@@ -1,0 +1,93 @@
+"""Weights laid out once for oneDNN's matrix product: the CPU's float32 fast path of every linear layer.
+
+`F.linear` brings a weight into the order of its inner loop at every call. With few rows, as in a decode step, that costs
+as much as the product itself. A packed copy pays once, for the price of holding the weight twice.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+MAX_PACKED_BYTES = 2**30
+
+
+class WatchedParameter(nn.Parameter):
+    """A parameter whose `_version` also counts what is reached through `.data`, which PyTorch does not count.
+
+    So every change in place is noticed, but for one through memory shared with NumPy.
+    """
+
+    @property
+    def data(self) -> torch.Tensor:
+        torch.autograd.graph.increment_version(self)
+        return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, value: torch.Tensor) -> None:
+        torch.Tensor.data.__set__(self, value)
+        torch.autograd.graph.increment_version(self)
+
+
+class PackedWeight:
+    """The packed copy of one weight (out_features, in_features), made anew whenever the weight has changed."""
+
+    def __init__(self) -> None:
+        self._weight: torch.Tensor | None = None
+        self._version = -1
+        self._packed: torch.Tensor | None = None
+
+    def __reduce__(self):
+        return PackedWeight, ()  # a copied or pickled layer packs for itself
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """F.linear(x, weight, bias); a weight that is not watched, float32 and on the CPU takes F.linear itself."""
+        if self._weight is not weight or self._version != weight._version:
+            if not isinstance(weight, WatchedParameter) or not _packable(weight):
+                return F.linear(x, weight, bias)
+            self._weight, self._version, self._packed = weight, weight._version, _pack(weight)
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
+
+
+def pack_weights(model: nn.Module) -> int:
+    """Gives the model's linear layers and LM head packed copies, where PyTorch can make them.
+
+    Only float32 weights on the CPU are packed, and only while the copies take MAX_PACKED_BYTES in all or less: a larger
+    model stays as it is. A weight that is shared with the embedding stays shared; the embedding reads the plain one.
+
+    Returns:
+        The bytes that the copies will take; 0 where nothing is packed.
+    """
+    modules = [module for module in model.modules() if hasattr(module, "packed")]
+    weights = {id(module.weight): module.weight for module in modules}
+    num_bytes = sum(weight.nbytes for weight in weights.values())
+    if not all(map(_packable, weights.values())) or num_bytes > MAX_PACKED_BYTES or not packing_works():
+        return 0
+    for weight in weights.values():
+        weight.__class__ = WatchedParameter  # in place, so that ties and loader attributes stay
+    for module in modules:
+        module.packed = PackedWeight()
+    return num_bytes
+
+
+@functools.cache
+def packing_works() -> bool:
+    """Whether this PyTorch has the two operators, which are not public, and they compute what F.linear computes."""
+    try:
+        weight, bias = torch.linspace(-1, 1, 15).view(5, 3), torch.linspace(0, 1, 5)
+        x = torch.linspace(-2, 2, 6).view(2, 3)
+        packed = torch.ops.mkldnn._linear_pointwise(x, _pack(weight), bias, "none", [], "")
+        return torch.allclose(packed, F.linear(x, weight, bias), atol=1e-5)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+def _packable(weight: torch.Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def _pack(weight: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
