@@ -30,6 +30,7 @@ L2, IP, COSINE = 0, 1, 2  # as in METRICS
 # Values of `Graph.state`. All but FREE slots are nodes of the graph and route searches; DELETED ones may come back;
 # RETIRED ones (replaced, or deleted for good) wait for `repair`, which makes them FREE.
 LIVE, DELETED, RETIRED, FREE = 0, 1, 2, 3
+KEEP_NONE = np.bool_(False)  # one type with a variable: `_select` is compiled once
 EMPTY = np.int64(0x7FFFFFFFFFFFFFFF)
 LINE = 16  # float32 values in a cache line; rows are padded to whole lines
 
@@ -37,6 +38,8 @@ LINE = 16  # float32 values in a cache line; rows are padded to whole lines
 # comparisons below undefined where a distance overflows.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 compiled = njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+# LLVM finds these too large to inline by itself, and a call with arrays costs as much as a short distance.
+inlined = njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy", forceinline=True)
 
 
 class Graph(NamedTuple):
@@ -92,7 +95,7 @@ def _bits_float(typingctx, value):
     return types.float32(types.int32), codegen
 
 
-@compiled
+@inlined
 def _key(distance, slot):
     """int64 that sorts as (distance, slot); negative distances (inner product) included."""
     bits = _float_bits(np.float32(distance))
@@ -100,28 +103,64 @@ def _key(distance, slot):
     return (np.int64(bits) << np.int64(32)) | (np.int64(slot) << np.int64(1))
 
 
-@compiled
+@inlined
 def _slot(key):
     return (key & np.int64(0xFFFFFFFF)) >> np.int64(1)
 
 
-@compiled
+@inlined
 def _key_distance(key):
     bits = np.int32(key >> np.int64(32))
     return _bits_float(np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))))
 
 
-@compiled
+def _sum_of_products(difference: bool):
+    """An intrinsic f(q, vectors, row): the sum of (q - v)**2, or of q * v, over a row.
+
+    LINE values at a time, which divide the padded length: what LLVM makes of the plain loop branches between several
+    vectorised copies of it, and at these lengths that costs more than the arithmetic.
+    """
+
+    @intrinsic
+    def lanes(typingctx, q, vectors, row):
+        def codegen(context, builder, signature, args):
+            q_type, vectors_type = signature.args[:2]
+            q_struct = context.make_array(q_type)(context, builder, args[0])
+            struct = context.make_array(vectors_type)(context, builder, args[1])
+            zero = context.get_constant(types.intp, 0)
+            v_data = cgutils.get_item_pointer(context, builder, vectors_type, struct, [args[2], zero])
+            vector = ir.VectorType(ir.FloatType(), LINE)
+            flags = ("reassoc", "contract", "nsz")
+            total = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LINE))
+            step = context.get_constant(types.intp, LINE)
+            size = builder.extract_value(q_struct.shape, 0)
+            with cgutils.for_range_slice(builder, zero, size, step, intp=size.type) as (i, _):
+                a, b = (
+                    builder.load(builder.bitcast(builder.gep(data, [i]), vector.as_pointer()), align=4)
+                    for data in (q_struct.data, v_data)
+                )
+                if difference:
+                    a = b = builder.fsub(a, b, flags=flags)
+                product = builder.fmul(a, b, flags=flags)
+                builder.store(builder.fadd(builder.load(total), product, flags=flags), total)
+            kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), vector])
+            add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LINE}f32")
+            return builder.call(add, [ir.Constant(ir.FloatType(), 0.0), builder.load(total)], fastmath=flags)
+
+        return types.float32(q, vectors, types.intp), codegen
+
+    return lanes
+
+
+_squared_difference = _sum_of_products(difference=True)
+_dot = _sum_of_products(difference=False)
+
+
+@inlined
 def _distance(metric, q, vectors, slot):
-    total = np.float32(0)
     if metric == L2:
-        for j in range(q.shape[0]):
-            difference = q[j] - vectors[slot, j]
-            total += difference * difference
-        return total
-    for j in range(q.shape[0]):
-        total += q[j] * vectors[slot, j]
-    return np.float32(1) - total
+        return _squared_difference(q, vectors, np.int64(slot))
+    return np.float32(1) - _dot(q, vectors, np.int64(slot))
 
 
 @compiled
@@ -134,7 +173,7 @@ def _new_epoch(scratch):
     return np.uint16(scratch.epoch[0])
 
 
-@compiled
+@inlined
 def _pool_insert(pool, key):
     """Put `key` in its place in the farthest-first pool and drop the farthest; return the place."""
     place, span = 0, pool.shape[0]
@@ -157,7 +196,7 @@ def _greedy(graph, metric, q, slot, layer):
         moved = False
         row = graph.offsets[_slot(best)] + layer - 1
         for j in range(graph.upper.shape[1]):
-            e = graph.upper[row, j]
+            e = np.int64(graph.upper[row, j])
             if e < 0:
                 break
             key = _key(_distance(metric, q, graph.vectors, e), e)
@@ -208,12 +247,15 @@ def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, 
             for column in range(0, columns, LINE):
                 _prefetch(vectors, np.int64(fresh[j]), column)
         for j in range(count):
-            e = fresh[j]
+            e = np.int64(fresh[j])
             key = _key(_distance(metric, q, vectors, e), e)
             if key < pool[0]:
                 inserted = _pool_insert(pool, key)
                 if inserted >= place:
                     place = inserted
+                    if layer == 0:
+                        for column in range(0, width, LINE):
+                            _prefetch(links, np.int64(e), column)
 
 
 @compiled
@@ -227,7 +269,7 @@ def _select(metric, vectors, keys, count, m, keep_pruned, chosen):
         distance = _key_distance(keys[i])
         diverse = True
         for j in range(taken):
-            if _distance(metric, vectors[e], vectors, chosen[j]) < distance:
+            if _distance(metric, vectors[e], vectors, np.int64(chosen[j])) < distance:
                 diverse = False
                 break
         if diverse:
@@ -258,7 +300,7 @@ def find_neighbours(graph, metric, entry, top, slots, first, last, ef, keep_prun
     fresh = np.empty(graph.links0.shape[1], np.int32)
     for i in range(first, last):
         q = vectors[slots[i]]
-        level = graph.levels[slots[i]]
+        level = np.int64(graph.levels[slots[i]])
         slot = _descend(graph, metric, q, entry, top, level)
         pool[:] = EMPTY
         pool[ef - 1] = _key(_distance(metric, q, vectors, slot), slot)
@@ -274,10 +316,10 @@ def find_neighbours(graph, metric, entry, top, slots, first, last, ef, keep_prun
             count = 0
             while count < ef and pool[ef - 1 - count] != EMPTY:
                 count += 1
-            keys[ef - count :] = pool[ef - count :]
-            keys[: ef - count] = EMPTY
+            for j in range(ef):
+                keys[j] = pool[j]
             for j in range(i):
-                e = slots[j]
+                e = np.int64(slots[j])
                 if graph.levels[e] >= layer:
                     key = _key(_distance(metric, q, vectors, e), e)
                     if key < keys[0]:
@@ -288,7 +330,8 @@ def find_neighbours(graph, metric, entry, top, slots, first, last, ef, keep_prun
             for j in range(count):
                 keys[j] &= ~np.int64(1)
             chosen = picks[starts[i] + layer]
-            chosen[_select(metric, vectors, keys, count, m, keep_pruned, chosen) :] = -1
+            for j in range(_select(metric, vectors, keys, count, m, keep_pruned, chosen), m):
+                chosen[j] = -1
 
 
 @compiled
@@ -297,10 +340,12 @@ def set_links(graph, slots, starts, picks):
     m = graph.upper.shape[1]
     for i in range(slots.shape[0]):
         slot = slots[i]
-        graph.links0[slot, :m] = picks[starts[i]]
-        graph.links0[slot, m:] = -1
+        for j in range(m):
+            graph.links0[slot, j] = picks[starts[i], j]
+            graph.links0[slot, m + j] = -1
         for layer in range(1, graph.levels[slot] + 1):
-            graph.upper[graph.offsets[slot] + layer - 1] = picks[starts[i] + layer]
+            for j in range(m):
+                graph.upper[graph.offsets[slot] + layer - 1, j] = picks[starts[i] + layer, j]
 
 
 @compiled
@@ -335,13 +380,13 @@ def _append_link(metric, vectors, row, e, q, keys, chosen):
     vector = vectors[e]
     for j in range(most):
         for column in range(0, vectors.shape[1], LINE):
-            _prefetch(vectors, row[j], column)
+            _prefetch(vectors, np.int64(row[j]), column)
     for j in range(most + 1):
-        other = row[j] if j < most else np.int32(q)
+        other = np.int64(row[j] if j < most else q)
         _insort(keys, j, _key(_distance(metric, vector, vectors, other), other))
-    taken = _select(metric, vectors, keys, most + 1, most, False, chosen)
-    row[:taken] = chosen[:taken]
-    row[taken:] = -1
+    taken = _select(metric, vectors, keys, most + 1, most, KEEP_NONE, chosen)
+    for j in range(most):
+        row[j] = chosen[j] if j < taken else -1
 
 
 @compiled
@@ -383,15 +428,19 @@ def search(graph, metric, entry, top, queries, first, last, k, ef, ids, distance
     for i in range(first, last):
         if not load_query(metric, queries[i], q):
             return i
-        slot = _descend(graph, metric, q, entry, top, 0)
+        slot = _descend(graph, metric, q, entry, top, np.int64(0))
         pool[:] = EMPTY
         pool[ef - 1] = _key(_distance(metric, q, graph.vectors, slot), slot)
         epoch = _new_epoch(scratch)
         scratch.tags[slot] = epoch
-        _search_layer(metric, q, graph.vectors, graph.links0, graph.offsets, 0, pool, scratch.tags, epoch, fresh)
+        _search_layer(
+            metric, q, graph.vectors, graph.links0, graph.offsets, np.int64(0), pool, scratch.tags, epoch, fresh
+        )
         for j in range(k):
             key = pool[ef - 1 - j]
             if key == EMPTY:
+                ids[i, j:] = -1
+                distances[i, j:] = np.inf
                 break
             ids[i, j] = graph.labels[_slot(key)]
             distances[i, j] = _key_distance(key)
@@ -430,13 +479,14 @@ def _collect(graph, metric, q, slot, ef, allowed, scratch, fresh):
             for column in range(0, graph.vectors.shape[1], LINE):
                 _prefetch(graph.vectors, np.int64(fresh[j]), column)
         for j in range(count):
-            e = fresh[j]
+            e = np.int64(fresh[j])
             key = _key(_distance(metric, q, graph.vectors, e), e)
             if found >= ef and key > pool[size - 1]:
                 continue
             if size == pool.shape[0]:
                 longer = np.empty(2 * size, np.int64)
-                longer[:size] = pool
+                for i in range(size):
+                    longer[i] = pool[i]
                 pool = longer
             low, high = 0, size
             while low < high:
@@ -473,7 +523,7 @@ def search_allowed(graph, metric, entry, top, queries, first, last, k, ef, allow
     for i in range(first, last):
         if not load_query(metric, queries[i], q):
             return i
-        slot = _descend(graph, metric, q, entry, top, 0)
+        slot = _descend(graph, metric, q, entry, top, np.int64(0))
         keys = _collect(graph, metric, q, slot, ef, allowed, scratch, fresh)
         for j in range(min(k, keys.shape[0])):
             ids[i, j] = graph.labels[_slot(keys[j])]
@@ -487,7 +537,7 @@ def search_radius(graph, metric, entry, top, query, radius, ef, allowed, scratch
     q = np.empty(graph.vectors.shape[1], np.float32)
     fresh = np.empty(graph.links0.shape[1], np.int32)
     load_query(metric, query, q)
-    slot = _descend(graph, metric, q, entry, top, 0)
+    slot = _descend(graph, metric, q, entry, top, np.int64(0))
     keys = _collect(graph, metric, q, slot, ef, allowed, scratch, fresh)
     while keys.shape[0] == ef and _key_distance(keys[ef - 1]) <= radius:
         ef *= 2
@@ -521,7 +571,8 @@ def search_exact(graph, metric, queries, first, last, k, slots, ids, distances):
             return i
         pool[:] = EMPTY
         for j in range(slots.shape[0]):
-            key = _key(_distance(metric, q, graph.vectors, slots[j]), slots[j])
+            slot = np.int64(slots[j])
+            key = _key(_distance(metric, q, graph.vectors, slot), slot)
             if key < pool[0]:
                 _pool_insert(pool, key)
         for j in range(k):
@@ -569,7 +620,7 @@ def _repair_row(graph, metric, slot, links, row, layer, pool, chosen, scratch):
         if e < 0:
             break
         if graph.state[e] != RETIRED:
-            _offer(graph, metric, q, e, pool, epoch, scratch)
+            _offer(graph, metric, q, np.int64(e), pool, epoch, scratch)
             continue
         beyond = np.int64(e) if layer == 0 else np.int64(graph.offsets[e]) + layer - 1
         for i in range(width):
@@ -577,16 +628,16 @@ def _repair_row(graph, metric, slot, links, row, layer, pool, chosen, scratch):
             if other < 0:
                 break
             if graph.state[other] != RETIRED:
-                _offer(graph, metric, q, other, pool, epoch, scratch)
+                _offer(graph, metric, q, np.int64(other), pool, epoch, scratch)
     size = pool.shape[0]
     for j in range(size >> 1):
         pool[j], pool[size - 1 - j] = pool[size - 1 - j], pool[j]
     count = 0
     while count < size and pool[count] != EMPTY:
         count += 1
-    taken = _select(metric, graph.vectors, pool, count, width, False, chosen)
-    links[row, :taken] = chosen[:taken]
-    links[row, taken:] = -1
+    taken = _select(metric, graph.vectors, pool, count, width, KEEP_NONE, chosen)
+    for j in range(width):
+        links[row, j] = chosen[j] if j < taken else -1
 
 
 @compiled

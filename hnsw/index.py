@@ -249,6 +249,8 @@ class Index:
         queries = self._queries(Q)
         k = check_integer("k", k, 1)
         ef = self.ef if ef is None else check_integer("ef", ef, 1)
+        if mask is None and not exact and len(queries) == 1 and self._counts[core.LIVE] == self._used >= k:
+            return self._search_one(queries, k, min(max(ef, k), self._used))
         threads = self._threads(num_threads)
         ids = np.full((len(queries), k), -1, dtype=np.int64)
         distances = np.full((len(queries), k), np.inf, dtype=np.float32)
@@ -263,6 +265,18 @@ class Index:
                 for i in range(len(queries)):
                     one = slice(i, i + 1)
                     self._search(queries[one], k, ef, allowed[i], ids[one], distances[one], 1, exact, i)
+        return ids, distances
+
+    def _search_one(self, query: np.ndarray, k: int, ef: int) -> tuple[np.ndarray, np.ndarray]:
+        """`_search` for one query of many vectors that are all live, where every microsecond counts."""
+        ids, distances = np.empty((1, k), dtype=np.int64), np.empty((1, k), dtype=np.float32)
+        scratch = self._take_scratch()
+        place = (self._graph, self._metric, self._entry, self._top)
+        self._complain(core.search(*place, query, 0, 1, k, ef, ids, distances, scratch))
+        self._scratches.append(scratch)
+        if ids[0, k - 1] < 0:
+            every = np.arange(self._used, dtype=np.int32)
+            core.search_exact(self._graph, self._metric, query, 0, 1, k, every, ids, distances)
         return ids, distances
 
     def _search(
@@ -606,6 +620,8 @@ class Index:
 
     def _queries(self, Q: np.ndarray) -> np.ndarray:
         """float32 (n, dim), C order; values are checked by the compiled search."""
+        if type(Q) is np.ndarray and Q.dtype == np.float32 and Q.ndim == 2 and Q.shape[1] == self.dim:
+            return Q if Q.flags.c_contiguous else np.ascontiguousarray(Q)
         try:
             with np.errstate(over="ignore"):  # refused by the search
                 queries = np.ascontiguousarray(Q, dtype=np.float32)
@@ -630,15 +646,18 @@ class Index:
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[core.Scratch]:
         """Borrow a Scratch; two searches never share one."""
-        slots = len(self._graph.labels)
-        try:
-            scratch = self._scratches.pop()
-        except IndexError:
-            scratch = None
-        if scratch is None or len(scratch.tags) < slots:
-            scratch = core.Scratch(np.zeros(slots, dtype=np.uint16), np.zeros(1, dtype=np.int64))
+        scratch = self._take_scratch()
         yield scratch
         self._scratches.append(scratch)
+
+    def _take_scratch(self) -> core.Scratch:
+        slots = len(self._graph.labels)
+        while self._scratches:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                scratch = self._scratches.pop()
+                if len(scratch.tags) >= slots:
+                    return scratch
+        return core.Scratch(np.zeros(slots, dtype=np.uint16), np.zeros(1, dtype=np.int64))
 
     def _spread(self, work: Callable[[int, int, core.Scratch], int | None], count: int, threads: int) -> int:
         """Call work(first, last, scratch) over range(count) in `threads` threads; the smallest answer >= 0, or -1."""
