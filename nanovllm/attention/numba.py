@@ -27,7 +27,7 @@ class NumbaAttention(ReferenceAttention):
     def decode(
         self, q: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata, scale: float
     ) -> torch.Tensor:
-        out = torch.empty(q.shape)
+        out = q.new_empty(q.shape)
         tables, lens = metadata.block_tables.numpy(), metadata.context_lens.numpy()
         paged_decode(q.numpy(), kv_cache.numpy(), tables, lens, np.float32(scale), out.numpy())
         return out

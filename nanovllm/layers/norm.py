@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nanovllm.kernels import cpu_fused
+
 
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension; any leading shape.
@@ -20,4 +22,6 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if cpu_fused.serves(x) and cpu_fused.serves(self.weight):
+            return cpu_fused.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.size, self.weight, self.eps)

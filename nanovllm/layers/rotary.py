@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from nanovllm.kernels import cpu_fused
+
 
 class RotaryEmbedding(nn.Module):
     """Turns the pair (x[i], x[i + D/2]) of every head by the angle position * theta^(-2i/D).
@@ -39,5 +41,7 @@ class RotaryEmbedding(nn.Module):
 
 def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """x (T, heads, D) with cos and sin (T, 1, D/2) -> (T, heads, D)."""
+    if cpu_fused.serves(x):
+        return cpu_fused.apply_rotary(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
