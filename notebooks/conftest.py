@@ -19,7 +19,7 @@ SECONDS_FOR_OUTPUT = 60
 NOT_COMPARED = ("text/html", "image/svg+xml", "application/javascript", "stderr")
 """Besides what nbval itself leaves out; a table's text is compared, its HTML is not."""
 
-_counts = {"cells": 0, "compared": 0}
+_counts = {"passed": 0, "failed": 0, "skipped": 0, "compared": 0}
 
 
 def pytest_configure(config):
@@ -59,18 +59,18 @@ def pytest_runtest_makereport(item, call):
         return
     if report.failed:
         item.parent.failed_cell = item.cell["id"]
-    if report.when == "call":
-        report.notebook_cell = bool(report.passed and is_checked(item.cell)), report.passed
+    if report.when == "call" or not report.passed:
+        report.notebook_cell = is_checked(item.cell)
 
 
 def pytest_runtest_logreport(report):
-    compared, passed = getattr(report, "notebook_cell", (False, False))
-    _counts["compared"] += compared
-    _counts["cells"] += passed
+    if hasattr(report, "notebook_cell"):
+        _counts[report.outcome] += 1
+        _counts["compared"] += report.passed and report.notebook_cell
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    terminalreporter.write_line(f"{_counts['cells']} notebook cells ran, {_counts['compared']} outputs compared")
+    terminalreporter.write_line(f"{_counts['passed']} notebook cells ran, {_counts['compared']} outputs compared")
     cache = config.rootpath / ".cache" / "counts"
     cache.mkdir(parents=True, exist_ok=True)
     (cache / "notebooks.json").write_text(json.dumps(_counts), encoding="utf-8")

@@ -20,23 +20,47 @@ CACHE = ROOT / ".cache" / "test-run"
 COUNTS = ROOT / ".cache" / "counts"
 
 
-def run(title: str, *command: str) -> bool:
-    """Run one step from the repository's root, say how it went, and return whether it passed."""
-    print(f"\n== {title}\n   {' '.join(command[1:])}", flush=True)
-    started = time.perf_counter()
-    passed = subprocess.run(command, cwd=ROOT, check=False).returncode == 0
-    print(f"== {title}: {'passed' if passed else 'FAILED'} in {time.perf_counter() - started:.0f} s", flush=True)
-    return passed
+class Step:
+    """One command, started from the repository's root when this is made; `finish` waits for it.
+
+    Args:
+        title: what the step does, for people.
+        command: the program and its arguments.
+        log: where the output waits until `finish` prints it; without one it is shown as it comes.
+    """
+
+    def __init__(self, title: str, command: list[str], log: Path | None = None) -> None:
+        self.title, self.command, self.log = title, command, log
+        self.started = time.perf_counter()
+        if log is None:
+            self._announce()
+            self.process = subprocess.Popen(command, cwd=ROOT)
+        else:
+            with log.open("w", encoding="utf-8") as output:
+                self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+
+    def finish(self) -> bool:
+        """Wait for the step, say how it went, and return whether it passed."""
+        passed = self.process.wait() == 0
+        seconds = time.perf_counter() - self.started
+        if self.log is not None:
+            self._announce()
+            print(self.log.read_text(encoding="utf-8"), end="")
+        print(f"== {self.title}: {'passed' if passed else 'FAILED'} in {seconds:.0f} s", flush=True)
+        return passed
+
+    def _announce(self) -> None:
+        print(f"\n== {self.title}\n   {' '.join(self.command[1:])}", flush=True)
 
 
-def pytest(title: str, folder: str) -> bool:
-    """Run pytest on `folder`; its counts go to a file that `totals` reads."""
-    return run(title, sys.executable, "-m", "pytest", folder, "-q", f"--junitxml={CACHE / folder}.xml")
+def pytest_command(name: str, *arguments: str) -> list[str]:
+    """The command of a pytest run whose counts `totals` reads by this name."""
+    return [sys.executable, "-m", "pytest", "-q", f"--junitxml={CACHE / name}.xml", *arguments]
 
 
-def totals(folder: str) -> dict[str, int]:
+def totals(name: str) -> dict[str, int]:
     """Return how many tests of a pytest run passed, failed and were skipped."""
-    report = CACHE / f"{folder}.xml"
+    report = CACHE / f"{name}.xml"
     if not report.is_file():
         return {"passed": 0, "failed": 1, "skipped": 0}
     suite = ElementTree.parse(report).getroot().find("testsuite")
@@ -59,17 +83,26 @@ def main() -> int:
     use_test_environment()
     ruff = str(Path(sys.executable).parent / "ruff")
     steps = {
-        "code style": run("Code style of code and notebooks", ruff, "check", "."),
-        "code format": run("Format of code and notebooks", ruff, "format", "--check", "."),
-        "tests": pytest("Tests", "tests"),
-        "notebooks": pytest("Notebooks, every cell, with the marked outputs compared", "notebooks"),
+        "style": Step("Code style of code and notebooks", [ruff, "check", "."]).finish(),
+        "format": Step("Format of code and notebooks", [ruff, "format", "--check", "."]).finish(),
     }
-    tests, cells = totals("tests"), totals("notebooks")
-    compared, answers = counted("notebooks").get("compared", 0), counted("exercises")
+    # Beside the tests, not after them: each of the two keeps one core busy.
+    beside = Step(
+        "Notebooks: form, exercises, browser, and every cell with the marked outputs compared",
+        pytest_command("notebooks", "tests/notebooks", "notebooks"),
+        log=CACHE / "notebooks.log",
+    )
+    steps["tests"] = Step("Tests", pytest_command("tests", "tests", "--ignore=tests/notebooks")).finish()
+    steps["notebooks"] = beside.finish()
+
+    cells, answers = counted("notebooks"), counted("exercises")
+    tests = {key: totals("tests")[key] + totals("notebooks")[key] - cells.get(key, 0) for key in totals("tests")}
     print(f"\n== All of it, in {time.perf_counter() - started:.0f} s")
     print(f"   tests           {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped")
-    print(f"   notebook cells  {cells['passed']} run, {cells['failed']} failed, {cells['skipped']} skipped")
-    print(f"   outputs         {compared} compared")
+    print(
+        f"   notebook cells  {cells.get('passed', 0)} passed, {cells.get('failed', 0)} failed, "
+        f"{cells.get('skipped', 0)} skipped; {cells.get('compared', 0)} outputs compared"
+    )
     print(
         f"   exercises       {answers.get('stub', 0)} as shipped, {answers.get('solution', 0)} solved, "
         f"{answers.get('wrong', 0)} wrong answers judged"
