@@ -53,9 +53,13 @@ class ReferenceAttention:
         """One query token a sequence: all sequences in one call, padded to the longest context."""
         num_decodes, num_heads, head_dim = q.shape
         num_kv_heads = kv_cache.shape[2]
-        keys, values = gather_kv(kv_cache, metadata.block_tables[:num_decodes])
-        positions = torch.arange(keys.shape[2], device=q.device)
-        inside = positions < metadata.context_lens[:num_decodes, None]
+        context_lens, tables = metadata.context_lens[:num_decodes, None], metadata.block_tables[:num_decodes]
+        first_slots = torch.arange(tables.shape[1], device=q.device) * kv_cache.shape[3]
+        keys, values = gather_kv(kv_cache, tables.masked_fill(first_slots >= context_lens, 0))
+        inside = torch.arange(keys.shape[2], device=q.device) < context_lens
+        # A slot past the context may hold anything, and 0 * NaN is NaN.
+        outside = ~inside[:, None, :, None]
+        keys, values = keys.masked_fill(outside, 0), values.masked_fill(outside, 0)
         # The query heads of one KV head become the rows of one small attention: nothing is repeated.
         rows = q.view(num_decodes, num_kv_heads, num_heads // num_kv_heads, head_dim)
         out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=inside[:, None, None, :], scale=scale)
