@@ -86,7 +86,8 @@ def packing_works() -> bool:
 
 
 def _packable(weight: torch.Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
+    # A tensor made in inference mode counts no versions, so a change of it would go unnoticed.
+    return not weight.is_inference() and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:

@@ -187,3 +187,11 @@ def test_the_engine_packs_on_the_cpu_and_draws_the_same_tokens():
                 head.weight.data.zero_()
                 assert llm.generate([[5, 6, 7]], params, use_tqdm=False)[0]["token_ids"] == [0] * 12
     assert tokens["numba"] == tokens["reference"]
+
+
+def test_an_engine_made_in_inference_mode_works_without_packed_weights():
+    params = SamplingParams(temperature=0, max_tokens=8)
+    with torch.inference_mode(), LLM() as llm:
+        inside = llm.generate([[5, 6, 7]], params, use_tqdm=False)[0]["token_ids"]
+    with LLM() as llm:
+        assert llm.generate([[5, 6, 7]], params, use_tqdm=False)[0]["token_ids"] == inside
