@@ -297,18 +297,10 @@ def measure_threads(rounds: int) -> None:
 
 def measure_simple(rounds: int) -> None:
     """HNSWSimple's queries a second on `uniform`, ef 40, on the graph of `Index`, which is the same."""
-    from hnsw import HNSWSimple
-
     X, Q = split("uniform")
     made = {peer: LIBRARIES[peer](X, 16, 200) for peer in ("hnswlib", "ours")}
-    index = made["ours"].index
-    simple = HNSWSimple(32, 16, 200, 40)
-    simple._store(X)
-    links = [index.links(i) for i in range(len(X))]
-    simple.graph = [
-        {i: row[layer] for i, row in enumerate(links) if len(row) > layer} for layer in range(index._top + 1)
-    ]
-    simple.entry_point = index._entry
+    made["ours"].index.ef = 40
+    simple = made["ours"].index.readable()
     answers = [[e for e, _ in simple.search(q, K)] for q in Q[:200]]
     assert answers == made["ours"].search(Q[:200], 40).tolist()
     samples = {"simple": [], "hnswlib": []}

@@ -14,7 +14,16 @@ import numpy as np
 from tqdm import tqdm
 
 from . import core, storage
-from .simple import METRICS, check_integer, check_metric, check_vectors, default_batch, draw_levels, unit_length
+from .simple import (
+    METRICS,
+    HNSWSimple,
+    check_integer,
+    check_metric,
+    check_vectors,
+    default_batch,
+    draw_levels,
+    unit_length,
+)
 
 MAX_SLOTS = 2**31 - 1
 
@@ -492,6 +501,23 @@ class Index:
         slot, g = int(self._slots_of([id], core.LIVE, "links")[0]), self._graph
         rows = [g.links0[slot]] + [g.upper[g.offsets[slot] + layer] for layer in range(g.levels[slot])]
         return [g.labels[row[row >= 0]].tolist() for row in rows]
+
+    def readable(self) -> HNSWSimple:
+        """The same graph as an `HNSWSimple`, to trace searches and to read. ValueError unless the ids are 0 to n - 1 in
+        the order of insertion and none is deleted."""
+        if not np.array_equal(self._graph.labels[: self._used], np.arange(len(self))):
+            raise ValueError("readable() needs ids 0 to n - 1 in the order of insertion, none deleted or replaced")
+        simple = HNSWSimple(
+            self.dim, self.M, self.ef_construction, self.ef, metric=self.metric, keep_pruned=self.keep_pruned
+        )
+        simple._store(self._graph.vectors[: self._used, : self.dim])
+        simple.graph = [{} for _ in range(self._top + 1)]
+        for node in range(self._used):
+            for layer, links in enumerate(self.links(node)):
+                simple.graph[layer][node] = links
+        simple.entry_point = self._entry if self._used else None
+        simple._rng.bit_generator.state = self._rng.bit_generator.state
+        return simple
 
     # Inside
 

@@ -42,6 +42,29 @@ def test_same_graph_and_answers_as_the_readable_index(metric, batch_size, keep_p
         assert distances[i].tolist() == pytest.approx([d for _, d in found], abs=1e-6)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_readable_copy(metric):
+    X = grid(300, 6, metric)
+    index = Index(X.shape[1], metric, 5, 40)
+    index.add(X[:250])
+    simple = index.readable()
+    assert simple.graph == simple_of(X[:250], metric).graph
+    assert [e for e, _ in simple.search(X[3], 5, ef=30)] == index.search(X[3], 5, ef=30)[0][0].tolist()
+    simple.add(X[250:], batch_size=None)  # it goes on as the index does
+    index.add(X[250:])
+    assert simple.graph == index.readable().graph
+    index.delete([1])
+    with pytest.raises(ValueError, match="none deleted"):
+        index.readable()
+    assert Index(3).readable().search([0, 0, 0], 1) == []
+
+
+def simple_of(X, metric):
+    simple = HNSWSimple(X.shape[1], 5, 40, metric=metric)
+    simple.add(X, batch_size=None)
+    return simple
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_neither_graph_nor_answers(threads):
     X = clusters(4000, 12, 50, 0.2)
