@@ -158,7 +158,7 @@ def declared(*extras: str) -> set[str]:
     [
         (["nanovllm", "hnsw"], ["gpu", "flash", "course"]),
         (["course", "test-case", "training"], ["course", "test"]),
-        (["tests", "notebooks", "benchmarks", "scripts"], ["test", "peers", "gpu", "flash"]),
+        (["tests", "notebooks", "benchmarks", "scripts"], ["test", "peers", "bench", "gpu", "flash"]),
     ],
     ids=["library", "course", "tests"],
 )
