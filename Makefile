@@ -4,6 +4,8 @@ VENV ?= .venv
 LAB_FLAGS ?=
 NOTEBOOKS ?=
 
+FIRST := notebooks/00_start_here.ipynb
+
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SETTINGS := $(VENV)/share/jupyter/lab/settings
@@ -58,7 +60,7 @@ $(VENV)/.installed-test: $(VENV)/.installed-course
 
 lab: install
 	$(SAY) 'Opening JupyterLab; stop it with Ctrl-C'
-	@$(BIN)/jupyter lab $(LAB_FLAGS) notebooks/00_start_here.ipynb
+	@$(BIN)/jupyter lab --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/$(FIRST) $(LAB_FLAGS)
 
 test: install-test chromium
 	@$(BIN)/python scripts/run_tests.py
