@@ -1,0 +1,76 @@
+"""README and CONTRIBUTING are true: their links, commands, files and figures."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanovllm.config import EMBEDDED_MODEL
+from nanovllm.utils.memory import kv_bytes_per_token
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ["README.md", "CONTRIBUTING.md"]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    missing = [link for link in links if not (ROOT / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_files_and_folders_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(
+        r"`((?:nanovllm|hnsw|course|notebooks|training|benchmarks|tests|test-case|scripts)/[\w./-]*)`", text
+    )
+    named += re.findall(r"(?<=[ /])((?:tests|notebooks|benchmarks)/[\w/.-]+\.(?:py|ipynb))", text)
+    assert named
+    assert not [path for path in named if "NN" not in path and not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_make_targets_exist(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = set(re.findall(r"(?:^    |`)make ([a-z][a-z-]+)", text, flags=re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert targets >= ({"lab", "test"} if page == "README.md" else {"test", "format"})
+    assert not [target for target in targets if not re.search(rf"^{target}:", makefile, flags=re.MULTILINE)]
+
+
+def test_the_chapters_are_the_notebooks():
+    linked = re.findall(r"\]\(notebooks/([^)]+\.ipynb)\)", README)
+    assert linked == sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_figures():
+    """Each figure in the text, computed again."""
+    parameters = json.loads((EMBEDDED_MODEL / "training_run.json").read_text())["parameters"]
+    assert f"{parameters / 1e6:.1f} million parameters" in README
+    # Qwen3-0.6B: 28 layers, 8 KV heads of 128, bfloat16; 596,049,920 parameters (tests/course/test_anatomy.py counts them).
+    per_token = kv_bytes_per_token(28, 8, 128, 2)
+    assert f"{per_token / 2**10:.0f} KiB of KV cache" in README
+    assert f"4,096 tokens take {4096 * per_token / 2**20:.0f} MiB" in README
+    assert f"{596_049_920 * 2 / 1e9:.1f} GB for the weights" in README
+
+
+def test_the_five_lines_run(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "stop" in (out := capsys.readouterr().out) or "length" in out
+
+
+def test_terminal_commands_exist():
+    commands = re.findall(r"-m nanovllm (\w+)|`(generate|bench)\b", README)
+    named = {a or b for a, b in commands}
+    assert named == {"chat", "generate", "bench"}
+    for command in named:
+        subprocess.run([sys.executable, "-m", "nanovllm", command, "--help"], check=True, capture_output=True)
