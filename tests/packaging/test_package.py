@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PEERS = {"vllm", "nanovllm_reference"}
 """Engines that benchmarks measure where somebody has installed them."""
+NAMES = {"sklearn": "scikit-learn", "pynvml": "nvidia-ml-py"}
+"""Imports named unlike their distribution, of packages that need not be installed here."""
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
@@ -176,7 +178,8 @@ def test_every_import_is_declared(folders, extras):
         f"{path.relative_to(ROOT)} imports {name}"
         for path in files
         for name in imported_by(path) - ours - sys.stdlib_module_names
-        if name not in PEERS and not {canonicalize_name(home) for home in homes.get(name, [name])} & allowed
+        if name not in PEERS
+        and not {canonicalize_name(home) for home in homes.get(name, [NAMES.get(name, name)])} & allowed
     }
     assert not missing
 
