@@ -29,12 +29,13 @@ class EngineConfig(StrictArguments):
         max_model_len: most tokens of one sequence, prompt and output together. It is lowered to what the model's
             position range and the KV cache can hold.
         gpu_memory_utilization: share of the GPU's memory that weights, activations and KV cache may take together.
-        tensor_parallel_size: number of processes that share each layer's weights.
+        tensor_parallel_size: number of processes that share each layer's weights: one GPU each, or all on the CPU. They
+            are started here, or are torchrun's where the program runs under torchrun.
         enforce_eager: do not capture CUDA graphs.
         kvcache_block_size: token slots in one KV-cache block, 16 to 256 in powers of two (flash_attn: 256).
             None takes what the attention backend prefers.
         num_kvcache_blocks: None measures the free memory on a GPU and takes `cpu_kvcache_gib` on a CPU.
-        cpu_kvcache_gib: size of the KV cache on a CPU, in GiB.
+        cpu_kvcache_gib: size of the KV cache on a CPU, in GiB, in each process.
         device: "cpu", "cuda", or "auto" (cuda where there is one).
         dtype: "float32", "float16", "bfloat16", or "auto" (the checkpoint's on a GPU, float32 on a CPU).
         attention_backend: "reference", "numba" (CPU), "triton", "flash_attn" (GPU), or "auto".

@@ -12,9 +12,9 @@ import xxhash
 from nanovllm.config import EngineConfig, ModelConfig
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.detokenizer import Detokenizer
-from nanovllm.engine.model_runner import ModelRunner
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import FinishReason, Sequence
+from nanovllm.engine.tensor_parallel import make_model_runner
 from nanovllm.engine.trace import Trace
 from nanovllm.outputs import Completion, Metrics, RequestOutput
 from nanovllm.sampling_params import SamplingParams
@@ -61,7 +61,7 @@ class LLMEngine:
         self.model_config = ModelConfig.from_folder(folder)
         self.tokenizer = load_tokenizer(folder)
         max_model_len = min(config.max_model_len, self.model_config.max_position_embeddings)
-        self.model_runner = ModelRunner(config, self.model_config, folder, max_model_len)
+        self.model_runner = make_model_runner(config, self.model_config, folder, max_model_len)
         block_manager = BlockManager(
             self.model_runner.num_kvcache_blocks, self.model_runner.block_size, config.enable_prefix_caching
         )
@@ -124,8 +124,8 @@ class LLMEngine:
             TypeError, ValueError: it cannot be served; nothing is queued.
             RuntimeError: the engine was closed.
         """
-        if self._closed:
-            raise RuntimeError("this engine was closed: make a new one.")
+        if self._closed or self.model_runner.failure:
+            raise RuntimeError(self.model_runner.failure or "this engine was closed: make a new one.")
         params = SamplingParams() if sampling_params is None else sampling_params
         if not isinstance(params, SamplingParams):
             raise TypeError(f"sampling_params must be a SamplingParams, got {type(params).__name__}.")
@@ -180,7 +180,7 @@ class LLMEngine:
         """Computes one batch: prefill chunks and decodes together. Returns what it did and which requests it finished.
 
         Where executing the batch fails, its requests are finished with the reason "error" and the exception goes on:
-        the others, and the engine, stay usable.
+        the others, and the engine, stay usable, unless a process that shares the model was lost: that closes the engine.
         """
         start = time.perf_counter()
         batch = self.scheduler.schedule()
@@ -196,6 +196,8 @@ class LLMEngine:
         except BaseException:
             for entry in batch.scheduled:
                 self.scheduler.finish(entry.seq, FinishReason.ERROR)
+            if self.model_runner.failure:
+                self.close()
             raise
         advanced = self.scheduler.update(batch, token_ids)
         for seq in advanced:

@@ -78,15 +78,27 @@ class ModelRunner:
         model_config: the checkpoint's shape.
         folder: the checkpoint.
         max_model_len: most tokens of one sequence; the KV cache may lower it.
+        tp: this process's place among those that share the model.
 
     Attributes:
         num_kvcache_blocks, block_size: the KV cache's size.
+        failure: why the processes that share the model can no longer compute, or None.
 
     Raises:
         ValueError: settings and model do not fit together, or the memory does not hold a single block.
     """
 
-    def __init__(self, config: EngineConfig, model_config: ModelConfig, folder: Path, max_model_len: int):
+    failure: str | None = None
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        model_config: ModelConfig,
+        folder: Path,
+        max_model_len: int,
+        tp: TensorParallel | None = None,
+    ):
+        tp = tp or TensorParallel()
         self.config = config
         self.model_config = model_config
         self.max_model_len = max_model_len
@@ -98,11 +110,12 @@ class ModelRunner:
         backend.check(block_size=self.block_size, head_dim=model_config.head_dim, dtype=self.dtype, device=self.device)
         self.attention_backend = backend_name
         with _default_dtype(self.dtype), torch.device(self.device):
-            self.model = Qwen3ForCausalLM(model_config, backend, TensorParallel(), max_positions=max_model_len)
+            self.model = Qwen3ForCausalLM(model_config, backend, tp, max_positions=max_model_len)
         load_model(self.model, folder)
         if backend_name == "numba":
             pack_weights(self.model)
-        self.num_kvcache_blocks = self._count_kv_blocks()
+        # A block table means the same blocks on every rank: all have as many as the rank with the least room.
+        self.num_kvcache_blocks = tp.minimum(self._count_kv_blocks(), self.device)
         self._allocate_kv_cache(self.num_kvcache_blocks)
 
     # KV cache
@@ -205,14 +218,17 @@ class ModelRunner:
         hidden = self.model(inputs.token_ids, inputs.positions, inputs.metadata)
         return self.model.compute_logits(hidden[inputs.sampled_rows])
 
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        """(B, vocab_size) for the B entries that sample."""
+        return self._forward(prepare_inputs(batch, self.block_size, self.device))
+
     @torch.inference_mode()
     def execute(self, batch: Batch) -> list[int | None]:
         """Computes the batch; returns a token for each entry that samples, None for the others.
 
         Log probabilities, where a request asks for them, are appended to its sequence.
         """
-        inputs = prepare_inputs(batch, self.block_size, self.device)
-        logits = self._forward(inputs)
+        logits = self._logits(batch)
         seqs = [entry.seq for entry in batch.scheduled if entry.samples]
         if not seqs:
             return [None] * len(batch.scheduled)

@@ -15,7 +15,7 @@ class TensorParallel:
     Attributes:
         rank: 0 to size - 1.
         size: processes in the group.
-        group: the torch.distributed group, or None for the default one.
+        group: a gloo or NCCL group of its own, so that two engines can live in one process; None for a group of one.
     """
 
     rank: int = 0
@@ -25,7 +25,7 @@ class TensorParallel:
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sums `x` over the ranks, in place."""
         if self.size > 1:
-            dist.all_reduce(x, group=self.group)
+            self.group.allreduce([x]).wait()
         return x
 
     def all_gather_last(self, x: torch.Tensor) -> torch.Tensor:
@@ -33,8 +33,18 @@ class TensorParallel:
         if self.size == 1:
             return x
         parts = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(parts, x.contiguous(), group=self.group)
+        self.group.allgather([parts], [x.contiguous()]).wait()
         return torch.cat(parts, dim=-1)
+
+    def minimum(self, value: int, device: torch.device) -> int:
+        """The least of the ranks' values."""
+        if self.size == 1:
+            return value
+        least = torch.tensor([value], device=device)
+        options = dist.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp.MIN
+        self.group.allreduce([least], options).wait()
+        return int(least)
 
     def share(self, what: str, total: int) -> int:
         """This rank's part of `total`; raises ValueError where the ranks cannot share it evenly."""
