@@ -43,6 +43,8 @@ class AttentionBackend(Protocol):
     """Stores the step's keys and values in the paged cache, then attends causally over each sequence's whole context."""
 
     name: str
+    supports_cuda_graphs: bool
+    """Whether a decode step launches the same kernels for the same batch size and reads no tensor on the host."""
 
     def check(self, *, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         """Raises ValueError that names the argument and the allowed values where the backend cannot serve it."""

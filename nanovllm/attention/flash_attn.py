@@ -23,6 +23,7 @@ class FlashAttention:
     """
 
     name = "flash_attn"
+    supports_cuda_graphs = True
 
     def __init__(self) -> None:
         try:

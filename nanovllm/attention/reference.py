@@ -15,6 +15,7 @@ class ReferenceAttention:
     """
 
     name = "reference"
+    supports_cuda_graphs = False
 
     def check(self, *, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         pass

@@ -24,6 +24,7 @@ class TritonAttention:
     """Serves block sizes and head dimensions that are powers of two from 16 to 256, in fp16, bf16 and fp32."""
 
     name = "triton"
+    supports_cuda_graphs = True
 
     def check(self, *, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         """Raises ValueError that names the argument and the allowed values where the backend cannot serve it."""

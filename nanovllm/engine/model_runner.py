@@ -12,6 +12,7 @@ import torch
 
 from nanovllm.attention import AttentionMetadata, get_backend
 from nanovllm.config import EngineConfig, ModelConfig
+from nanovllm.engine.cuda_graphs import DecodeGraphs, bucket_sizes
 from nanovllm.engine.input_batch import StepInputs, prepare_inputs, prepare_sampling
 from nanovllm.engine.scheduler import Batch
 from nanovllm.engine.sequence import Sequence
@@ -114,9 +115,16 @@ class ModelRunner:
         load_model(self.model, folder)
         if backend_name == "numba":
             pack_weights(self.model)
+        # Steps that several processes share run eagerly: the workers would have to replay in step.
+        self.uses_graphs = (
+            self.device.type == "cuda" and tp.size == 1 and not config.enforce_eager and backend.supports_cuda_graphs
+        )
         # A block table means the same blocks on every rank: all have as many as the rank with the least room.
         self.num_kvcache_blocks = tp.minimum(self._count_kv_blocks(), self.device)
         self._allocate_kv_cache(self.num_kvcache_blocks)
+        self.graphs = self._make_graphs() if self.uses_graphs else None
+        if self.graphs:
+            self.graphs.record()
 
     # KV cache
 
@@ -139,6 +147,7 @@ class ModelRunner:
             setting = f"cpu_kvcache_gib={config.cpu_kvcache_gib}"
         else:
             self._warm_up()
+            reserved = self._measure_graphs() if self.uses_graphs else 0
             free, total = torch.cuda.mem_get_info(self.device)
             stats = torch.cuda.memory_stats(self.device)
             num_blocks = num_kv_blocks(
@@ -148,6 +157,7 @@ class ModelRunner:
                 peak=stats["allocated_bytes.all.peak"],
                 current=stats["allocated_bytes.all.current"],
                 block_bytes=self.block_bytes,
+                reserved=reserved,
             )
             setting = f"gpu_memory_utilization={config.gpu_memory_utilization}"
         if num_blocks < 1:
@@ -211,6 +221,28 @@ class ModelRunner:
         del logits, inputs
         torch.cuda.empty_cache()
 
+    # CUDA graphs
+
+    def _make_graphs(self) -> DecodeGraphs:
+        sizes = bucket_sizes(self.config.max_num_seqs)
+        return DecodeGraphs(self._forward, sizes, self.max_model_len, self.block_size, self.device)
+
+    def _measure_graphs(self) -> int:
+        """Bytes that the graphs will take: the largest brings the shared pool, each other what the second one adds.
+
+        They are recorded on the warm-up's cache of one block and thrown away.
+        """
+        graphs = self._make_graphs()
+        free = [torch.cuda.mem_get_info(self.device)[0]]
+        for size in graphs.sizes[:-3:-1]:
+            graphs.record_one(size)
+            free.append(torch.cuda.mem_get_info(self.device)[0])
+        taken = [before - after for before, after in zip(free, free[1:])]
+        num_others = len(graphs.sizes) - 1
+        del graphs
+        torch.cuda.empty_cache()
+        return taken[0] + sum(taken[1:]) * num_others
+
     # One step
 
     @torch.inference_mode()
@@ -220,7 +252,10 @@ class ModelRunner:
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         """(B, vocab_size) for the B entries that sample."""
-        return self._forward(prepare_inputs(batch, self.block_size, self.device))
+        inputs = prepare_inputs(batch, self.block_size, self.device)
+        if self.graphs and self.graphs.serves(len(batch.scheduled), batch.num_decodes):
+            return self.graphs.replay(inputs)
+        return self._forward(inputs)
 
     @torch.inference_mode()
     def execute(self, batch: Batch) -> list[int | None]:
@@ -264,6 +299,7 @@ class ModelRunner:
 
     def close(self) -> None:
         """Gives the model's and the cache's memory back."""
+        self.graphs = None
         del self.model
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
