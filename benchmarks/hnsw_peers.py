@@ -31,8 +31,6 @@ from common import RESULTS, record, write
 from hnsw_sets import SETS, Unavailable, recall, split, true_neighbours
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 K = 10
 EFS = (10, 14, 20, 28, 40, 60, 80, 120, 200, 400)
 RECALLS = (0.90, 0.95, 0.99)
@@ -348,8 +346,9 @@ def speed_at(curve: list[dict], target: float) -> float | None:
     return None
 
 
-def geometric_mean(values: list[float]) -> float:
-    return float(np.exp(np.mean(np.log(values))))
+def geometric_mean(values: list[float | None]) -> float:
+    """Of the values that exist."""
+    return float(np.exp(np.mean(np.log([value for value in values if value]))))
 
 
 def summary(results: dict[tuple[str, str], dict]) -> dict:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hnsw.simple import unit_length
+
 
 class Unavailable(RuntimeError):
     """A set that cannot be made here; the message says why and what to do."""
@@ -49,7 +51,7 @@ def digits(queries: int = 300) -> np.ndarray:
 
 
 def text(queries: int = 1000) -> np.ndarray:
-    """50,000 paragraphs of the docstrings installed here as the mean vectors (256) of their tokens.
+    """50,000 of the docstrings installed here as the mean vectors (256) of their tokens, at length 1.
 
     The table of token vectors and its tokenizer are in the wheel of wordllama: `pip download --no-deps wordllama`, then
     WORDLLAMA=<the wheel>. Other Python environments have other docstrings, and figures that differ a little.
@@ -64,33 +66,32 @@ def text(queries: int = 1000) -> np.ndarray:
         table = next(iter(load(archive.read("wordllama/weights/l2_supercat_256.safetensors")).values()))
         config = json.load(io.BytesIO(archive.read("wordllama/tokenizers/l2_supercat_tokenizer_config.json")))
     tokenizer = Tokenizer.from_str(json.dumps(config))
-    paragraphs = _paragraphs(50_000 + queries)
+    docstrings = _docstrings(50_000 + queries)
     table = table.astype(np.float32)
-    encoded = tokenizer.encode_batch(paragraphs, add_special_tokens=False)
-    return np.stack([table[e.ids].mean(axis=0) for e in encoded])
+    encoded = tokenizer.encode_batch(docstrings, add_special_tokens=False)
+    return unit_length(np.stack([table[e.ids].mean(axis=0) for e in encoded]))[0]
 
 
-def _paragraphs(count: int) -> list[str]:
-    """Distinct paragraphs of 40 characters and more, shuffled with a seed."""
+def _docstrings(count: int) -> list[str]:
+    """The first `count` distinct docstrings of 40 characters and more in the order of the paths, shuffled."""
     found: dict[str, None] = {}
-    for folder in (sysconfig.get_paths()["stdlib"], *site.getsitepackages()):
-        for path in sorted(Path(folder).rglob("*.py")):
-            try:
-                tree = ast.parse(path.read_text(encoding="utf-8"))
-            except (SyntaxError, ValueError, OSError, RecursionError):
-                continue
-            for node in ast.walk(tree):
-                if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                    for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
-                        if len(paragraph) >= 40:
-                            found[paragraph] = None
-            if len(found) > 4 * count:
-                break
+    folders = (sysconfig.get_paths()["stdlib"], *site.getsitepackages())
+    for path in (path for folder in folders for path in sorted(Path(folder).rglob("*.py"))):
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, ValueError, OSError, RecursionError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                docstring = ast.get_docstring(node) or ""
+                if len(docstring) >= 40:
+                    found[docstring] = None
+        if len(found) >= count:
+            break
     if len(found) < count:
-        raise Unavailable(f"text: the docstrings here have only {len(found)} paragraphs, not {count}")
-    order = np.random.default_rng(1).permutation(len(found))[:count]
-    paragraphs = list(found)
-    return [paragraphs[i] for i in order]
+        raise Unavailable(f"text: only {len(found)} docstrings are installed here, not {count}")
+    docstrings = list(found)[:count]
+    return [docstrings[i] for i in np.random.default_rng(1).permutation(count)]
 
 
 SETS = {"uniform": uniform, "clusters": clusters, "text": text, "digits": digits, "near-duplicates": near_duplicates}

@@ -32,6 +32,7 @@ L2, IP, COSINE = 0, 1, 2  # as in METRICS
 LIVE, DELETED, RETIRED, FREE = 0, 1, 2, 3
 KEEP_NONE = np.bool_(False)  # one type with a variable: `_select` is compiled once
 EMPTY = np.int64(0x7FFFFFFFFFFFFFFF)
+IN_FLIGHT = 32  # cache lines to have on their way at a time
 LINE = 16  # float32 values in a cache line; rows are padded to whole lines
 
 # Sums may be reordered and fused, which is what lets LLVM vectorise them. Never "nnan" or "ninf": they would make the
@@ -223,6 +224,7 @@ def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, 
     """
     width = links.shape[1]
     columns = vectors.shape[1]
+    ahead = max(IN_FLIGHT * LINE // columns, 2)
     place = pool.shape[0] - 1  # nearest that may be not expanded; all after it are
     while place >= 0:
         key = pool[place]
@@ -243,10 +245,13 @@ def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, 
             fresh[count] = e  # kept only if e is new: no branch for the CPU to guess wrong
             count += np.int64(tags[e] != epoch)
             tags[e] = epoch
-        for j in range(count):
+        for j in range(min(count, ahead)):
             for column in range(0, columns, LINE):
                 _prefetch(vectors, np.int64(fresh[j]), column)
         for j in range(count):
+            if j + ahead < count:
+                for column in range(0, columns, LINE):
+                    _prefetch(vectors, np.int64(fresh[j + ahead]), column)
             e = np.int64(fresh[j])
             key = _key(_distance(metric, q, vectors, e), e)
             if key < pool[0]:

@@ -258,7 +258,7 @@ class Index:
         queries = self._queries(Q)
         k = check_integer("k", k, 1)
         ef = self.ef if ef is None else check_integer("ef", ef, 1)
-        if mask is None and not exact and len(queries) == 1 and self._counts[core.LIVE] == self._used >= k:
+        if len(queries) == 1 and mask is None and not exact and self._counts[core.LIVE] == self._used >= k:
             return self._search_one(queries, k, min(max(ef, k), self._used))
         threads = self._threads(num_threads)
         ids = np.full((len(queries), k), -1, dtype=np.int64)
@@ -281,8 +281,10 @@ class Index:
         ids, distances = np.empty((1, k), dtype=np.int64), np.empty((1, k), dtype=np.float32)
         scratch = self._take_scratch()
         place = (self._graph, self._metric, self._entry, self._top)
-        self._complain(core.search(*place, query, 0, 1, k, ef, ids, distances, scratch))
+        bad = core.search(*place, query, 0, 1, k, ef, ids, distances, scratch)
         self._scratches.append(scratch)
+        if bad >= 0:
+            self._complain(bad)
         if ids[0, k - 1] < 0:
             every = np.arange(self._used, dtype=np.int32)
             core.search_exact(self._graph, self._metric, query, 0, 1, k, every, ids, distances)
@@ -678,11 +680,12 @@ class Index:
 
     def _take_scratch(self) -> core.Scratch:
         slots = len(self._graph.labels)
-        while self._scratches:
-            with contextlib.suppress(IndexError):  # another thread was faster
-                scratch = self._scratches.pop()
-                if len(scratch.tags) >= slots:
-                    return scratch
+        try:
+            scratch = self._scratches.pop()
+            if len(scratch.tags) >= slots:
+                return scratch
+        except IndexError:
+            pass
         return core.Scratch(np.zeros(slots, dtype=np.uint16), np.zeros(1, dtype=np.int64))
 
     def _spread(self, work: Callable[[int, int, core.Scratch], int | None], count: int, threads: int) -> int:
