@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,9 +30,10 @@ def output_of(*command: str) -> str | None:
 
 
 def device_info() -> dict:
-    """Name, driver, memory in GiB and number of the devices: the GPUs, or this machine's CPU."""
+    """Name, driver, memory in GiB and number of the devices: the GPUs, or this machine's CPU cores."""
     if not torch.cuda.is_available():
-        return {"name": platform.processor() or platform.machine(), "driver": None, "memory_gib": None, "count": 1}
+        memory = round(psutil.virtual_memory().total / 2**30, 1)
+        return {"name": cpu_name(), "driver": None, "memory_gib": memory, "count": psutil.cpu_count()}
     driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     properties = torch.cuda.get_device_properties(0)
     return {
@@ -40,6 +42,25 @@ def device_info() -> dict:
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "count": torch.cuda.device_count(),
     }
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux gives it, elsewhere what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def command() -> str:
+    """How Python was called, without what differs from machine to machine: its own path and the output folder."""
+    words = ["python", *sys.orig_argv[1:]]
+    while "--out" in words:
+        place = words.index("--out")
+        del words[place : place + 2]
+    return " ".join(words)
 
 
 def versions() -> dict[str, str]:
@@ -71,7 +92,7 @@ def record(name: str, *, metric: str, samples: list[float], workload: dict, engi
         "name": name,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
-        "command": " ".join(sys.orig_argv),
+        "command": command(),
         "device": device_info(),
         "versions": versions(),
         "workload": workload,
