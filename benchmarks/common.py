@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from course.device import cpu_count, cpu_name
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "triton", "transformers", "flash_attn", "vllm", "numba", "numpy")
@@ -33,7 +35,7 @@ def device_info() -> dict:
     """Name, driver, memory in GiB and number of the devices: the GPUs, or this machine's CPU cores."""
     if not torch.cuda.is_available():
         memory = round(psutil.virtual_memory().total / 2**30, 1)
-        return {"name": cpu_name(), "driver": None, "memory_gib": memory, "count": psutil.cpu_count()}
+        return {"name": cpu_name(), "driver": None, "memory_gib": memory, "count": cpu_count()}
     driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     properties = torch.cuda.get_device_properties(0)
     return {
@@ -42,16 +44,6 @@ def device_info() -> dict:
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "count": torch.cuda.device_count(),
     }
-
-
-def cpu_name() -> str:
-    """The processor's name as Linux gives it, elsewhere what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def command() -> str:
