@@ -40,9 +40,7 @@ class NearestNeighbors:
         self.n_jobs = n_jobs
 
     def get_params(self, deep: bool = True) -> dict:
-        return (
-            dict(vars(self)) if not hasattr(self, "index_") else {k: v for k, v in vars(self).items() if k[-1] != "_"}
-        )
+        return {name: value for name, value in vars(self).items() if not name.endswith("_")}
 
     def set_params(self, **params) -> NearestNeighbors:
         unknown = params.keys() - self.get_params().keys()

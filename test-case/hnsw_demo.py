@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     queries = rng.random((options.queries, options.dim), dtype=np.float32)
 
     warm = Index(options.dim)  # the first use compiles
-    warm.search(warm.add(vectors[:50], progress=False).size * queries[:2], 1)
+    warm.add(vectors[:50], progress=False)
+    warm.search(queries[:2], 1)
 
     index = Index(options.dim, M=options.max_m, seed=options.seed)
     start = time.perf_counter()
