@@ -66,6 +66,8 @@ def unit_length(vectors: np.ndarray, name: str = "vectors") -> tuple[np.ndarray,
 
 def check_integer(name: str, value: int, least: int) -> int:
     """`value` as int; TypeError if it is not an integer, ValueError below `least`."""
+    if type(value) is int and value >= least:
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     if value < least:
