@@ -14,15 +14,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 METRICS = ("l2", "ip", "cosine")
+BLOCK = 4096  # rows that are checked, and levels that are drawn, at a time
 
 
 def draw_levels(rng: np.random.Generator, count: int, ml: float) -> np.ndarray:
-    """Levels of `count` new nodes, int64: floor(-ln(U) * ml) with U uniform in (0, 1] (paper, section 4).
+    """Levels of `count` new nodes, int8: floor(-ln(U) * ml) with U uniform in (0, 1] (paper, section 4).
 
     P(level >= l) = exp(-l / ml), which is M ** -l for the paper's ml = 1 / ln(M).
     """
-    uniform = 1.0 - rng.random(count)
-    return np.minimum(np.floor(-np.log(uniform) * ml), 100).astype(np.int64)
+    levels = np.empty(count, dtype=np.int8)
+    for start in range(0, count, BLOCK):  # in blocks, so that a large build leaves no large temporary arrays behind
+        uniform = 1.0 - rng.random(min(BLOCK, count - start))
+        levels[start : start + BLOCK] = np.minimum(np.floor(-np.log(uniform) * ml), 100)
+    return levels
 
 
 def default_batch(nodes: int) -> int:
@@ -47,12 +51,12 @@ def check_vectors(vectors: np.ndarray, dim: int, name: str = "vectors") -> np.nd
         array = array[None, :] if array.size else array.reshape(0, dim)
     if array.ndim != 2 or array.shape[1] != dim:
         raise ValueError(f"{name} must have shape (n, {dim}) or ({dim},), not {np.shape(vectors)}")
-    squares = np.einsum("ij,ij->i", array, array, dtype=np.float64)
-    usable = squares <= LARGEST_SQUARE  # False for NaN, too
-    if not usable.all():
-        raise ValueError(
-            f"{name}: row {int(np.flatnonzero(~usable)[0])} has NaN, infinite or too large values (float32)"
-        )
+    for start in range(0, len(array), BLOCK):
+        rows = array[start : start + BLOCK]
+        usable = np.einsum("ij,ij->i", rows, rows, dtype=np.float64) <= LARGEST_SQUARE  # False for NaN, too
+        if not usable.all():
+            bad = start + int(np.flatnonzero(~usable)[0])
+            raise ValueError(f"{name}: row {bad} has NaN, infinite or too large values (float32)")
     return np.ascontiguousarray(array)
 
 
