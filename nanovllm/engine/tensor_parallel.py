@@ -103,6 +103,12 @@ def make_group(
     return dist.ProcessGroupGloo(store, rank, size, options)
 
 
+def end_group(group: dist.ProcessGroup) -> None:
+    """Ends NCCL's threads, and its kernels that wait for lost ranks; a gloo group ends with its last reference."""
+    if dist.is_nccl_available() and isinstance(group, dist.ProcessGroupNCCL):
+        group.abort()
+
+
 class ParallelModelRunner(ModelRunner):
     """Rank 0's ModelRunner: has the workers run each forward pass with it."""
 
@@ -336,7 +342,6 @@ class SpawnedWorkers(Workers):
         self._pid = os.getpid()
         self._store = dist.TCPStore(LOOPBACK, 0, is_master=True, wait_for_workers=False)  # port 0: any free one
         self.commands = SharedMemoryCommands(context, size - 1)
-        self._device = device
         # Rank 0 has chosen its GPU; the workers take the others in order.
         gpus = [gpu for gpu in range(torch.cuda.device_count()) if gpu != device.index]
         self._threads = max(1, torch.get_num_threads() // size)
@@ -385,8 +390,8 @@ class SpawnedWorkers(Workers):
         super().fail(reason)
         for process in self._processes:
             process.kill()
-        if self._device.type == "cuda" and self.tp:
-            self.tp.group.abort()  # NCCL's kernels wait for lost ranks for ever
+        if self.tp:
+            end_group(self.tp.group)
 
     def _watch(self) -> None:
         ranks = {process.sentinel: rank for rank, process in enumerate(self._processes, 1)}
@@ -421,8 +426,6 @@ class SpawnedWorkers(Workers):
         if self.serving and self.failure is None:
             try:
                 self.send(CLOSE)
-                if self._device.type == "cuda":
-                    self.tp.group.shutdown()
             except RuntimeError as error:
                 self.fail(f"rank 0 could not end the others: {error}")
         else:
@@ -439,6 +442,8 @@ class SpawnedWorkers(Workers):
         for process in started:
             process.close()
         self._processes = []
+        if self.tp:
+            end_group(self.tp.group)
         self.commands.close()
         self.tp = self._store = None  # the last references: this frees the ports
 
@@ -465,8 +470,7 @@ class TorchrunWorkers(Workers):
                 self.send(CLOSE)
             except RuntimeError as error:
                 self.fail(f"rank 0 could not end the others: {error}")
-        if dist.is_nccl_available() and isinstance(self.tp.group, dist.ProcessGroupNCCL):
-            self.tp.group.abort() if self.failure else self.tp.group.shutdown()
+        end_group(self.tp.group)
         self.commands.close()
         self.tp = self._store = None
 
@@ -495,8 +499,7 @@ def join_torchrun(arguments: tuple, device: torch.device) -> TorchrunWorkers:
         return TorchrunWorkers(store, commands, tp)
     with _reporting(store, rank):
         WorkerModelRunner(*arguments, tp=tp).serve(commands.receive)
-        if device.type == "cuda":
-            group.shutdown()
+    end_group(group)
     sys.exit(0)
 
 
@@ -519,8 +522,6 @@ def _worker_main(
             group = make_group(store, rank, size, device, local=True, timeout=COLLECTIVE_TIMEOUT)
             runner = WorkerModelRunner(*arguments, tp=TensorParallel(rank, size, group))
             runner.serve(lambda: commands.receive(rank))
-            if device.type == "cuda":
-                group.shutdown()
     except BaseException:
         os._exit(1)  # at once, whatever threads a broken group has left: rank 0 has the report and prints it
     os._exit(0)  # nothing is left to give back, and taking the interpreter down takes a second
