@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -68,6 +69,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache  # before the first result is written, which makes the tree dirty
 def commit() -> str:
     """The checkout's commit, with `-dirty` where tracked files differ; BENCH_COMMIT names it where git is absent."""
     return (
