@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,20 @@ def test_figures():
     assert f"{per_token / 2**10:.0f} KiB of KV cache" in README
     assert f"4,096 tokens take {4096 * per_token / 2**20:.0f} MiB" in README
     assert f"{596_049_920 * 2 / 1e9:.1f} GB for the weights" in README
+
+
+def test_speeds_are_those_of_the_records():
+    """Medians of the recorded samples, cut, not rounded up."""
+
+    def load(name: str) -> dict:
+        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+    for kind, words in (("fixed", "generates {} times"), ("natural", "and {} times where")):
+        rates = [load(f"cpu_vs_transformers_{kind}-{engine}")["samples"] for engine in ("nanovllm", "transformers")]
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(*rates, strict=True))
+        assert words.format(f"{int(ratio * 100) / 100:.2f}") in README
+    for mode, words in (("graphs", "runs at {:,} output tokens/s with"), ("eager", "{:,} without")):
+        assert words.format(int(load(f"throughput-nanovllm-{mode}")["samples"][-1])) in README
 
 
 def test_the_five_lines_run(capsys):
