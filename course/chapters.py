@@ -30,6 +30,14 @@ CHAPTERS = (
     Chapter("06_cuda_graphs", "What does a GPU wait for in a small model, and how does a graph remove that?"),
     Chapter("07_tensor_parallel", "How do several GPUs share one model?"),
     Chapter("08_hnsw", "How does an index find neighbours without looking at every vector?"),
+    Chapter(
+        "09_scheduler_and_paging", "Who computes next, where do its keys live, and what happens when memory runs out?"
+    ),
+    Chapter(
+        "10_write_a_paged_attention_kernel", "How do you get from five lines of PyTorch to the engine's own kernel?"
+    ),
+    Chapter("11_from_slow_to_fast", "Which change bought how much, and how far is the roofline?"),
+    Chapter("12_rag_capstone", "Can the index and the engine together answer questions about this course?"),
 )
 
 
