@@ -2,86 +2,22 @@
 
 Both draw greedy tokens for the same prompts with the same weights in float32 and must agree. Then each decodes
 `--batch` sequences in `--dtype`; a sample is the time of one step in which every sequence decodes. On GPUs the ranks talk
-through NCCL, one GPU each, on CPUs through gloo. Without `--shape` the model is the embedded one; with it the weights are
-random: they cost the same time as trained ones.
+through NCCL, one GPU each, on CPUs through gloo.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
-import tempfile
 from pathlib import Path
 
 import torch
 from common import RESULTS, record, write
-from safetensors.torch import save_file
+from random_models import HELP, describe, model_folder
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.attention import get_backend
-from nanovllm.config import EMBEDDED_MODEL, ModelConfig
-from nanovllm.models.qwen3 import Qwen3ForCausalLM
-
-SHAPES = {
-    "tiny": dict(layers=2, hidden=64, intermediate=160, heads=4, kv_heads=2, head_dim=32, vocab=199, tied=True),
-    "Qwen3-0.6B": dict(
-        layers=28, hidden=1024, intermediate=3072, heads=16, kv_heads=8, head_dim=128, vocab=151936, tied=True
-    ),
-    "Qwen3-8B": dict(
-        layers=36, hidden=4096, intermediate=12288, heads=32, kv_heads=8, head_dim=128, vocab=151936, tied=False
-    ),
-}
-"""Published shapes of the Qwen3 family (their config.json), and a tiny one to try the script."""
-
-
-def write_random_checkpoint(shape: dict, folder: Path, seed: int) -> None:
-    """A bfloat16 checkpoint with normal weights of variance 1 / fan-in, written layer by layer."""
-    config = {
-        "model_type": "qwen3",
-        "num_hidden_layers": shape["layers"],
-        "hidden_size": shape["hidden"],
-        "intermediate_size": shape["intermediate"],
-        "num_attention_heads": shape["heads"],
-        "num_key_value_heads": shape["kv_heads"],
-        "head_dim": shape["head_dim"],
-        "vocab_size": shape["vocab"],
-        "tie_word_embeddings": shape["tied"],
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6,
-        "max_position_embeddings": 40960,
-        "dtype": "bfloat16",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    with torch.device("meta"):
-        model = Qwen3ForCausalLM(ModelConfig.from_dict(config), get_backend("reference"), max_positions=1)
-    packed = {
-        "qkv_proj": {
-            "q_proj": shape["heads"] * shape["head_dim"],
-            "k_proj": shape["kv_heads"] * shape["head_dim"],
-            "v_proj": shape["kv_heads"] * shape["head_dim"],
-        },
-        "gate_up_proj": {"gate_proj": shape["intermediate"], "up_proj": shape["intermediate"]},
-    }
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = torch.Generator(device).manual_seed(seed)
-    files: dict[str, dict[str, torch.Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        *path, module, kind = name.split(".")
-        file = files.setdefault(".".join(path[:3]), {})  # one file for each layer
-        for published, rows in packed.get(module, {module: parameter.shape[0]}).items():
-            size = (rows, *parameter.shape[1:])
-            if parameter.dim() == 1:
-                tensor = torch.ones(size)
-            else:
-                tensor = torch.randn(size, generator=generator, device=device) * parameter.shape[-1] ** -0.5
-            file[".".join([*path, published, kind])] = tensor.to("cpu", torch.bfloat16)
-    weight_map = {}
-    for index, tensors in enumerate(files.values()):
-        save_file(tensors, folder / f"model-{index:03}.safetensors")
-        weight_map |= dict.fromkeys(tensors, f"model-{index:03}.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+from nanovllm.config import EMBEDDED_MODEL
 
 
 def random_prompts(args: argparse.Namespace, vocab_size: int) -> list[list[int]]:
@@ -132,9 +68,7 @@ def engine_settings(size: int, args: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--shape", choices=list(SHAPES), help="random weights of this shape; default: the embedded model"
-    )
+    parser.add_argument("--model", default=str(EMBEDDED_MODEL), help=f"{HELP}; default: the embedded model")
     parser.add_argument("--size", type=int, default=2, help="ranks, compared with one")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--prompt-tokens", type=int, default=128)
@@ -147,11 +81,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
 
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = EMBEDDED_MODEL
-        if args.shape:
-            folder = Path(temporary)
-            write_random_checkpoint(SHAPES[args.shape], folder, args.seed)
+    with model_folder(args.model, seed=args.seed) as folder:
         expected, got = (greedy_tokens(folder, size, args) for size in (1, args.size))
         equal = sum(a == b for a, b in zip(expected, got, strict=True))
         print(f"float32 greedy tokens: {equal} of {args.batch} prompts draw the same {args.check_tokens}")
@@ -165,7 +95,7 @@ def main() -> None:
         metric="ms per decode step",
         samples=samples[args.size],
         workload={
-            "model": args.shape or "embedded",
+            "model": describe(args.model),
             "tensor_parallel_size": args.size,
             "group": "nccl" if on_gpu else "gloo",
             "batch": args.batch,
