@@ -15,6 +15,7 @@ EMBEDDED_MODEL = Path(__file__).parent / "embedded_model"
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda")
+MODEL_TYPES = ("qwen3", "qwen2", "llama")
 ATTENTION_BACKENDS = ("auto", "reference", "numba", "triton", "flash_attn")
 
 
@@ -91,8 +92,47 @@ class EngineConfig(StrictArguments):
 
 
 @dataclass(frozen=True)
+class Llama3Scaling:
+    """How Llama 3.1 stretches RoPE: slow frequencies are divided by `factor`, fast ones stay, those between are blended.
+
+    A frequency is slow if it turns fewer than `low_freq_factor` times within `original_max_position_embeddings`
+    positions, fast if it turns more than `high_freq_factor` times.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """How YaRN (Peng et al. 2023, section 3) stretches RoPE: as llama3, but the blend is linear in the dimension.
+
+    A frequency is fast if it turns more than `beta_fast` times within `original_max_position_embeddings` positions, slow
+    if fewer than `beta_slow` times. `truncate` rounds the two borders outwards to whole dimensions. Cosines and sines are
+    multiplied by `attention_factor`, which sharpens the softmax.
+    """
+
+    factor: float
+    beta_fast: float
+    beta_slow: float
+    attention_factor: float
+    truncate: bool
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """A dense Qwen3 as its config.json describes it."""
+    """A dense Qwen3, Qwen2 or Llama as its config.json describes it.
+
+    Attributes (those that are not config.json's own):
+        attention_bias: the q, k and v projections have biases.
+        o_proj_bias: the output projection of attention has one (Qwen2's never has).
+        max_position_embeddings: with YaRN at least factor * original_max_position_embeddings.
+        rope_scaling: None for plain RoPE.
+        eos_token_ids: generation_config.json's, else config.json's.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -108,6 +148,10 @@ class ModelConfig:
     attention_bias: bool
     dtype: str
     eos_token_ids: frozenset[int] = field(default_factory=frozenset)
+    model_type: str = "qwen3"
+    o_proj_bias: bool = False
+    mlp_bias: bool = False
+    rope_scaling: Llama3Scaling | YarnScaling | None = None
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelConfig:
@@ -120,9 +164,7 @@ class ModelConfig:
         folder = Path(folder)
         path = folder / "config.json"
         raw = _read_json(path)
-        kind = raw.get("model_type")
-        if kind != "qwen3":
-            raise ValueError(f"{path}: model_type is {kind!r}; this engine serves 'qwen3' (dense Qwen3 models).")
+        raw.setdefault("model_type", None)  # a file must say it
         generation_path = folder / "generation_config.json"
         generation = _read_json(generation_path) if generation_path.exists() else {}
         return cls.from_dict(raw, generation, source=str(path))
@@ -131,18 +173,36 @@ class ModelConfig:
     def from_dict(
         cls, raw: dict[str, Any], generation: dict[str, Any] | None = None, source: str = "config"
     ) -> ModelConfig:
-        """As `from_folder`, from the files' parsed contents."""
+        """As `from_folder`, from the files' parsed contents; without a model_type they are a Qwen3's."""
+        kind = raw.get("model_type", "qwen3")
+        if kind not in MODEL_TYPES:
+            allowed = ", ".join(map(repr, MODEL_TYPES))
+            raise ValueError(f"{source}: model_type is {kind!r}; this engine serves {allowed} (dense models).")
         _refuse_what_is_not_served(raw, source)
         heads = _positive(raw, "num_attention_heads", source)
-        kv_heads = _positive(raw, "num_key_value_heads", source)
         hidden = _positive(raw, "hidden_size", source)
+        if kind == "llama" and raw.get("num_key_value_heads") is None:  # as the first two generations are published
+            kv_heads = heads
+        else:
+            kv_heads = _positive(raw, "num_key_value_heads", source)
         if heads % kv_heads:
             raise ValueError(
                 f"{source}: num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({kv_heads})."
             )
-        head_dim = _positive(raw, "head_dim", source)
+        if kind != "qwen3" and raw.get("head_dim") is None:
+            if hidden % heads:
+                raise ValueError(
+                    f"{source}: without head_dim, hidden_size ({hidden}) must be a multiple of "
+                    f"num_attention_heads ({heads})."
+                )
+            head_dim = hidden // heads
+        else:
+            head_dim = _positive(raw, "head_dim", source)
         if head_dim % 2:
             raise ValueError(f"{source}: head_dim must be even (RoPE rotates pairs), got {head_dim}.")
+        # Qwen2's biases are a part of the architecture, not of its config.
+        attention_bias = kind != "qwen2" and _switch(raw, "attention_bias", source)
+        theta, scaling, max_positions = _rope(raw, 10_000 if kind == "llama" else None, source)
         return cls(
             vocab_size=_positive(raw, "vocab_size", source),
             hidden_size=hidden,
@@ -152,12 +212,16 @@ class ModelConfig:
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             rms_norm_eps=_positive_number("rms_norm_eps", raw.get("rms_norm_eps"), source),
-            rope_theta=_rope_theta(raw, source),
-            max_position_embeddings=_positive(raw, "max_position_embeddings", source),
+            rope_theta=theta,
+            max_position_embeddings=max_positions,
             tie_word_embeddings=_switch(raw, "tie_word_embeddings", source),
-            attention_bias=_switch(raw, "attention_bias", source),
+            attention_bias=kind == "qwen2" or attention_bias,
             dtype=_dtype(raw, source),
             eos_token_ids=_eos_token_ids(raw, generation or {}, source),
+            model_type=kind,
+            o_proj_bias=attention_bias,
+            mlp_bias=kind == "llama" and _switch(raw, "mlp_bias", source),
+            rope_scaling=scaling,
         )
 
 
@@ -195,16 +259,93 @@ def _switch(raw: dict[str, Any], key: str, source: str) -> bool:
     return value
 
 
-def _rope_theta(raw: dict[str, Any], source: str) -> float:
-    # transformers 5 writes rope_parameters; the checkpoints published in 2025 have rope_theta and rope_scaling.
-    parameters = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta"), **(raw.get("rope_scaling") or {})}
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"{source}: RoPE of type {kind!r} is not served; allowed: 'default'.")
-    theta = parameters.get("rope_theta")
-    if theta is None:
-        theta = raw.get("rope_theta")
-    return _positive_number("rope_theta", theta, source)
+ROPE_KEYS = {
+    "default": (),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (
+        *("factor", "original_max_position_embeddings", "beta_fast", "beta_slow"),
+        *("attention_factor", "mscale", "mscale_all_dim", "truncate"),
+    ),
+}
+"""The RoPE types that are served, each with its parameters."""
+
+
+def _rope(
+    raw: dict[str, Any], default_theta: float | None, source: str
+) -> tuple[float, Llama3Scaling | YarnScaling | None, int]:
+    """rope_theta, the scaling, and how many positions there are."""
+    max_positions = _positive(raw, "max_position_embeddings", source)
+    parameters = _rope_parameters(raw, source)
+    theta = parameters.pop("rope_theta", None)
+    theta = _positive_number("rope_theta", default_theta if theta is None else theta, source)
+    kind = parameters.pop("rope_type", "default")
+    if kind not in tuple(ROPE_KEYS):
+        allowed = ", ".join(map(repr, ROPE_KEYS))
+        raise ValueError(f"{source}: RoPE of type {kind!r} is not served; allowed: {allowed}.")
+    for key, value in parameters.items():
+        if key == "partial_rotary_factor" and value == 1:
+            continue
+        if key not in ROPE_KEYS[kind]:
+            allowed = ", ".join(map(repr, ROPE_KEYS[kind])) or "'rope_theta' alone"
+            raise ValueError(f"{source}: RoPE of type {kind!r} has {key}={value!r}; allowed: {allowed}.")
+    if kind == "default":
+        return theta, None, max_positions
+
+    def number(key: str, default: float | None = None) -> float:
+        value = parameters.get(key)
+        return _positive_number(f"{key} of RoPE type {kind!r}", default if value is None else value, source)
+
+    factor = number("factor")
+    if factor < 1:
+        raise ValueError(f"{source}: factor of RoPE type {kind!r} must be at least 1, got {factor}.")
+    original = int(number("original_max_position_embeddings", max_positions))
+    if kind == "llama3":
+        low, high = number("low_freq_factor"), number("high_freq_factor")
+        if low >= high:
+            raise ValueError(f"{source}: low_freq_factor ({low}) must be less than high_freq_factor ({high}).")
+        return theta, Llama3Scaling(factor, low, high, original), max_positions
+
+    beta_fast, beta_slow = number("beta_fast", 32), number("beta_slow", 1)
+    if beta_slow > beta_fast:
+        raise ValueError(f"{source}: beta_slow ({beta_slow}) must be at most beta_fast ({beta_fast}).")
+    attention_factor = _mscale(factor, 1.0)  # the paper's equation 22, both for queries and for keys
+    if parameters.get("mscale") and parameters.get("mscale_all_dim"):
+        attention_factor = _mscale(factor, number("mscale")) / _mscale(factor, number("mscale_all_dim"))
+    attention_factor = number("attention_factor", attention_factor)
+    truncate = _switch({"truncate": True} | parameters, "truncate", source)
+    scaling = YarnScaling(factor, beta_fast, beta_slow, attention_factor, truncate, original)
+    return theta, scaling, max(max_positions, int(factor * original))
+
+
+def _rope_parameters(raw: dict[str, Any], source: str) -> dict[str, Any]:
+    """All that config.json says about RoPE, in the spelling of transformers 5, without what is null.
+
+    transformers 5 writes `rope_parameters`; before, there were `rope_theta`, and `rope_scaling` for other types. People
+    add the latter to a file of either kind when they want long contexts.
+    """
+    merged: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        given = raw.get(key) or {}
+        if not isinstance(given, dict):
+            raise ValueError(f"{source}: {key} must be an object, got {given!r}.")
+        given = {name: value for name, value in given.items() if value is not None}
+        older = given.pop("type", "default")
+        if given.setdefault("rope_type", older) == "default":
+            del given["rope_type"]  # so that it does not contradict the other one
+        for name in merged.keys() & given.keys():
+            if merged[name] != given[name]:
+                raise ValueError(
+                    f"{source}: {name} is {merged[name]!r} in rope_scaling and {given[name]!r} in rope_parameters."
+                )
+        merged |= given
+    for name in ("rope_theta", "partial_rotary_factor"):  # beside them, in older files
+        if raw.get(name) is not None:
+            merged.setdefault(name, raw[name])
+    return merged
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0
 
 
 def _dtype(raw: dict[str, Any], source: str) -> str:

@@ -18,7 +18,7 @@ from nanovllm.engine.scheduler import Batch
 from nanovllm.engine.sequence import Sequence
 from nanovllm.layers.packed import pack_weights
 from nanovllm.layers.sampler import apply_penalties, sample, top_logprobs
-from nanovllm.models.qwen3 import Qwen3ForCausalLM
+from nanovllm.models import MODELS
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.context import TensorParallel
 from nanovllm.utils.loader import load_model
@@ -111,7 +111,8 @@ class ModelRunner:
         backend.check(block_size=self.block_size, head_dim=model_config.head_dim, dtype=self.dtype, device=self.device)
         self.attention_backend = backend_name
         with _default_dtype(self.dtype), torch.device(self.device):
-            self.model = Qwen3ForCausalLM(model_config, backend, tp, max_positions=max_model_len)
+            model_class = MODELS[model_config.model_type]
+            self.model = model_class(model_config, backend, tp, max_positions=max_model_len)
         load_model(self.model, folder)
         if backend_name == "numba":
             pack_weights(self.model)

@@ -38,7 +38,7 @@ class Qwen3Attention(nn.Module):
         num_heads, num_kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
         self.attn = Attention(num_heads, num_kv_heads, config.head_dim, backend)
         self.o_proj = RowParallelLinear(
-            config.num_attention_heads * config.head_dim, config.hidden_size, bias=config.attention_bias, tp=tp
+            config.num_attention_heads * config.head_dim, config.hidden_size, bias=config.o_proj_bias, tp=tp
         )
 
     def forward(
@@ -61,8 +61,8 @@ class Qwen3MLP(nn.Module):
     def __init__(self, config: ModelConfig, tp: TensorParallel):
         super().__init__()
         sizes = {"gate": config.intermediate_size, "up": config.intermediate_size}
-        self.gate_up_proj = MergedColumnParallelLinear(config.hidden_size, sizes, bias=False, tp=tp)
-        self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, bias=False, tp=tp)
+        self.gate_up_proj = MergedColumnParallelLinear(config.hidden_size, sizes, bias=config.mlp_bias, tp=tp)
+        self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias, tp=tp)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(silu_and_mul(self.gate_up_proj(x)))
@@ -71,10 +71,10 @@ class Qwen3MLP(nn.Module):
 class Qwen3DecoderLayer(nn.Module):
     """Pre-norm transformer layer: each half reads a normalized copy and adds its result to the hidden state."""
 
-    def __init__(self, config: ModelConfig, backend: AttentionBackend, tp: TensorParallel):
+    def __init__(self, config: ModelConfig, self_attn: nn.Module, tp: TensorParallel):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Qwen3Attention(config, backend, tp)
+        self.self_attn = self_attn
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = Qwen3MLP(config, tp)
 
@@ -88,11 +88,16 @@ class Qwen3DecoderLayer(nn.Module):
 class Qwen3Model(nn.Module):
     """Everything but the LM head: token ids (T) -> hidden states (T, hidden_size)."""
 
+    attention_class: type[nn.Module] = Qwen3Attention
+
     def __init__(self, config: ModelConfig, backend: AttentionBackend, tp: TensorParallel, max_positions: int):
         super().__init__()
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, tp)
-        self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, max_positions)
-        self.layers = nn.ModuleList(Qwen3DecoderLayer(config, backend, tp) for _ in range(config.num_hidden_layers))
+        self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, max_positions, config.rope_scaling)
+        self.layers = nn.ModuleList(
+            Qwen3DecoderLayer(config, self.attention_class(config, backend, tp), tp)
+            for _ in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
@@ -113,6 +118,7 @@ class Qwen3ForCausalLM(nn.Module):
         max_positions: positions to tabulate for RoPE; by default all that the checkpoint allows.
     """
 
+    model_class: type[Qwen3Model] = Qwen3Model
     packed_modules_mapping = {
         "q_proj": ("qkv_proj", "q"),
         "k_proj": ("qkv_proj", "k"),
@@ -132,7 +138,7 @@ class Qwen3ForCausalLM(nn.Module):
         super().__init__()
         tp = tp or TensorParallel()
         self.config = config
-        self.model = Qwen3Model(config, backend, tp, max_positions or config.max_position_embeddings)
+        self.model = self.model_class(config, backend, tp, max_positions or config.max_position_embeddings)
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, tp)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight

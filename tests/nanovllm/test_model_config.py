@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import transformers
@@ -148,20 +149,15 @@ def test_rope_theta_is_never_made_up(theta):
             ModelConfig.from_dict(raw)
 
 
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "longrope", "proportional", "su", "", 3, ["yarn"]])
 @pytest.mark.parametrize(
-    "rope",
-    [
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}},
-        {"rope_scaling": {"type": "linear", "factor": 2.0}},
-        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
-        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e6, "factor": 8.0}},
-        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}},
-    ],
+    "form", [("rope_scaling", "type"), ("rope_scaling", "rope_type"), ("rope_parameters", "rope_type")]
 )
-def test_rope_scaling_is_refused_by_its_name(rope):
-    (values,) = rope.values()
-    kind = values.get("rope_type") or values.get("type")
-    with pytest.raises(ValueError, match=f"RoPE of type '{kind}' is not served"):
+def test_other_rope_types_are_refused_by_their_name(form, kind):
+    group, key = form
+    rope = {group: {key: kind, "rope_theta": 1e6, "factor": 2.0}}
+    message = f"RoPE of type {kind!r} is not served; allowed: 'default', 'llama3', 'yarn'"
+    with pytest.raises(ValueError, match=re.escape(message)):
         ModelConfig.from_dict(FORM_2025 | rope)
 
 
@@ -193,10 +189,14 @@ def test_an_eos_that_is_no_token_id_is_refused(eos):
 # What is refused
 
 
-@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen2", "llama", "qwen3_next", "gpt2", "", None])
+@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen2_moe", "mixtral", "qwen3_next", "gpt2", "", 3, ["llama"], None])
 def test_other_models_are_refused_by_their_name(kind, tmp_path):
-    with pytest.raises(ValueError, match=rf"{tmp_path}.*model_type is {kind!r}; this engine serves 'qwen3'"):
+    served = "this engine serves 'qwen3', 'qwen2', 'llama'"
+    with pytest.raises(ValueError, match=re.escape(f"model_type is {kind!r}; {served}")) as info:
         ModelConfig.from_folder(write(tmp_path, FORM_2025 | {"model_type": kind}))
+    assert str(tmp_path) in str(info.value)
+    with pytest.raises(ValueError, match="model_type is None"):
+        ModelConfig.from_folder(write(tmp_path, {k: v for k, v in FORM_2025.items() if k != "model_type"}))
 
 
 @pytest.mark.parametrize(
