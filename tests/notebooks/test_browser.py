@@ -1,4 +1,4 @@
-"""The first notebooks in a real JupyterLab, in a real browser, as a student meets them.
+"""The notebooks in a real JupyterLab, in a real browser, as a student meets them.
 
 JupyterLab runs on this machine's loopback address only, on a copy of the notebooks without their outputs. Screenshots go
 to ``.cache/screenshots``; look at them after a change to what the notebooks show.
@@ -28,7 +28,7 @@ from course.notebooks.kernel import use_test_environment
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 SHOTS = notebooks.ROOT / ".cache" / "screenshots"
-PATHS = [path for path in notebooks.paths() if path.stem[:2] <= "02"]
+PATHS = notebooks.paths()
 CASES = [(path, "Light") for path in PATHS] + [(PATHS[0], "Dark")]
 SECONDS_TO_RUN_ALL = 300
 PROMPTS = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.innerText.trim())"

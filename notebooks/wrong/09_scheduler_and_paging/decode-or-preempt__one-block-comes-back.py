@@ -1,0 +1,14 @@
+# caught: they serve two of the others
+def plan(running, free_blocks, block_size):
+    """running: (num_tokens, num_blocks), oldest first -> (indices that decode, indices preempted, in that order)."""
+    decodes, preempted = [], []
+    alive = list(range(len(running)))
+    for index, (num_tokens, num_blocks) in enumerate(running):
+        needs = num_tokens > num_blocks * block_size
+        while index in alive and needs and free_blocks == 0:
+            preempted.append(alive.pop())
+            free_blocks += 1
+        if index in alive:
+            decodes.append(index)
+            free_blocks -= needs
+    return decodes, preempted

@@ -1,0 +1,4 @@
+# caught: You return the position itself
+def slot(block_table, position, block_size):
+    """Physical blocks in logical order, a token's position -> the number of its slot in the pool."""
+    return position
