@@ -1,0 +1,230 @@
+"""Whatever computes a request, its tokens are the same: backends, CUDA graphs, two ranks, and a soak, on one machine.
+
+Four parts on the embedded model, each guarded: where one fails the others still run, and the script exits with 1.
+In float32 tokens must be equal; flash-attn has only half precision. A difference passes only where a float64 model of
+transformers sees a tie (soak.py). On a CPU the same script runs with the backends, and without the graphs, of a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, record, write
+from soak import SENTENCES, TOLERANCE, Load, Oracle, Soak, judge
+from soak import Request as SoakRequest
+
+from nanovllm import LLM, SamplingParams
+from nanovllm.config import EMBEDDED_MODEL
+from nanovllm.outputs import RequestOutput
+
+WORST_LOGPROB, MEAN_LOGPROB = 0.3, 0.05
+"""Bounds on bfloat16: it keeps 8 bits, so that logits of 10 to 20 are known to some hundredths."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this machine can run, and how much is asked of it."""
+
+    device: str
+    requests: int
+    prompts: int
+    max_tokens: int
+
+    @property
+    def backends(self) -> list[str]:
+        """Those that serve float32, the definition first."""
+        return ["reference", "triton"] if self.device == "cuda" else ["reference", "numba"]
+
+    @property
+    def has_flash_attn(self) -> bool:
+        return self.device == "cuda" and importlib.util.find_spec("flash_attn") is not None
+
+
+class Disagreement(Exception):
+    """A part found what must not be."""
+
+
+def real_prompts(num: int) -> list[list[int]]:
+    """Beginnings of sentences, one a length, as token ids."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    texts = [tokenizer.encode(" ".join(SENTENCES[i:] + SENTENCES[:i])) for i in range(len(SENTENCES))]
+    return [list(ids[: 4 + 3 * n]) for n, ids in zip(range(num), itertools.cycle(texts))]
+
+
+def generate(machine: Machine, params: SamplingParams, **settings: Any) -> list[RequestOutput]:
+    settings = {"num_kvcache_blocks": 512 if settings["attention_backend"] != "flash_attn" else 64} | settings
+    with LLM(device=machine.device, max_num_seqs=32, max_model_len=1024, **settings) as llm:
+        return llm.generate(real_prompts(machine.prompts), params, use_tqdm=False)
+
+
+def greedy(machine: Machine, **settings: Any) -> list[RequestOutput]:
+    params = SamplingParams(temperature=0, max_tokens=machine.max_tokens, ignore_eos=True)
+    return generate(machine, params, **settings)
+
+
+def same(machine: Machine, expected: list[RequestOutput], got: list[RequestOutput], dtype: str) -> dict[str, int]:
+    """How many prompts draw the same tokens, and how many part at a tie; raises Disagreement for any other."""
+    oracle = Oracle(EMBEDDED_MODEL, TOLERANCE[dtype])
+    params = SamplingParams(temperature=0, max_tokens=machine.max_tokens, ignore_eos=True)
+    ties, wrong = 0, []
+    for prompt, a, b in zip(real_prompts(machine.prompts), expected, got, strict=True):
+
+        def allowed(made: list[int], prompt: list[int] = prompt) -> set[int]:
+            return oracle.allowed(prompt, made, params, 0)
+
+        tie, found = judge(SoakRequest(tuple(prompt), params), a, b, allowed, 2 * oracle.tolerance)
+        ties += tie
+        if found and not tie:
+            wrong.append(found)
+    if wrong:
+        raise Disagreement("; ".join(wrong[:3]) + f" ({len(wrong)} of {len(got)} prompts)")
+    return {"prompts": len(got), "equal": len(got) - ties, "ties": ties}
+
+
+def backends_agree(machine: Machine) -> dict[str, Any]:
+    """Greedy tokens of each backend are the reference's, and bfloat16 log probabilities are near float32's."""
+    outputs = {b: greedy(machine, attention_backend=b, dtype="float32") for b in machine.backends}
+    expected = outputs["reference"]
+    found: dict[str, Any] = {
+        f"{backend} float32": same(machine, expected, output, "float32")
+        for backend, output in outputs.items()
+        if backend != "reference"
+    }
+    if machine.has_flash_attn:
+        got = greedy(machine, attention_backend="flash_attn", dtype="float16")
+        found["flash_attn float16"] = same(machine, expected, got, "float16")
+    one = SamplingParams(temperature=0, max_tokens=1, logprobs=20)
+    exact = generate(machine, one, attention_backend="reference", dtype="float32")
+    names = [*machine.backends[: 2 if machine.device == "cuda" else 1], *["flash_attn"] * machine.has_flash_attn]
+    for backend in names:
+        rough = generate(machine, one, attention_backend=backend, dtype="bfloat16")
+        off = [
+            abs(a["logprobs"][0][token] - b["logprobs"][0][token])
+            for a, b in zip(exact, rough, strict=True)
+            for token in a["logprobs"][0].keys() & b["logprobs"][0].keys()
+        ]
+        worst, mean = max(off), sum(off) / len(off)
+        found[f"{backend} bfloat16"] = {"log probabilities": len(off), "worst": round(worst, 4), "mean": round(mean, 4)}
+        if worst > WORST_LOGPROB or mean > MEAN_LOGPROB:
+            raise Disagreement(f"{backend}: {found}")
+    return found
+
+
+def graphs_agree(machine: Machine) -> dict[str, Any] | None:
+    """Steps replayed as graphs draw the tokens of eager ones. None where there is no GPU."""
+    if machine.device != "cuda":
+        return None
+    found = {}
+    for backend, dtype in [("triton", "float32")] + [("flash_attn", "float16")] * machine.has_flash_attn:
+        eager, graphs = (
+            greedy(machine, attention_backend=backend, dtype=dtype, enforce_eager=eager) for eager in (True, False)
+        )
+        found[f"{backend} {dtype}"] = same(machine, eager, graphs, dtype)
+    return found
+
+
+def ranks_agree(machine: Machine) -> dict[str, Any] | None:
+    """Two ranks draw one process's tokens, over NCCL or gloo. None where there is one GPU."""
+    if machine.device == "cuda" and torch.cuda.device_count() < 2:
+        return None
+    settings = {"attention_backend": machine.backends[-1], "dtype": "float32"}
+    one, two = (greedy(machine, tensor_parallel_size=size, **settings) for size in (1, 2))
+    return {"nccl" if machine.device == "cuda" else "gloo": same(machine, one, two, "float32")}
+
+
+def soak_agrees(machine: Machine) -> dict[str, Any]:
+    """Random requests under every pressure draw what each draws alone."""
+    groups = [(Load(machine.requests), "float32", machine.backends[::-1])]
+    if machine.has_flash_attn:
+        groups.append((Load(machine.requests, block_size=256), "float16", ["flash_attn"]))
+    found, wrong = {}, []
+    for load, dtype, names in groups:
+        common = {"device": machine.device, "dtype": dtype}
+        soak = Soak(load, attention_backend=names[0], **common)
+        for backend in names:
+            modes = (False, True) if machine.device == "cuda" and backend != "reference" else (True,)
+            for eager in modes:
+                report = soak.run(attention_backend=backend, enforce_eager=eager, **common)
+                name = f"{backend} {dtype} {'eager' if eager else 'graphs'}"
+                found[name] = report.counts()
+                wrong += [f"{name}: {line}" for line in report.wrong]
+                if report.requests >= 1000:
+                    wrong += [f"{name}: no {kind}" for kind in report.unpressed()]
+    if wrong:
+        raise Disagreement("; ".join(wrong[:3]) + f" ({len(wrong)} in all)")
+    return found
+
+
+PARTS: dict[str, Callable[[Machine], dict[str, Any] | None]] = {
+    "backends": backends_agree,
+    "graphs": graphs_agree,
+    "ranks": ranks_agree,
+    "soak": soak_agrees,
+}
+
+
+def run_part(name: str, machine: Machine) -> dict[str, Any]:
+    """Status ("agree", "not run", "disagree", "error"), seconds, and what was found or raised."""
+    start = time.perf_counter()
+    try:
+        found = PARTS[name](machine)
+        part = {"status": "not run" if found is None else "agree", "found": found}
+    except Disagreement as error:
+        part = {"status": "disagree", "found": str(error)}
+    except Exception:
+        part = {"status": "error", "found": traceback.format_exc()}
+    return part | {"seconds": round(time.perf_counter() - start, 2)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--requests", type=int, default=2000, help="of the soak")
+    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    machine = Machine(args.device, args.requests, args.prompts, args.max_tokens)
+
+    parts = {}
+    for name in args.parts:
+        part = parts[name] = run_part(name, machine)
+        print(f"{name:10}{part['status']:10}{part['seconds']:8.1f} s", flush=True)
+        rows = part["found"].items() if isinstance(part["found"], dict) else []
+        for row, numbers in rows:
+            print(f"  {row:28}" + ", ".join(f"{key} {value}" for key, value in numbers.items()), flush=True)
+        if isinstance(part["found"], str):
+            print(part["found"], flush=True)
+    result = record(
+        "gpu_agreement",
+        metric="seconds a part",
+        samples=[part["seconds"] for part in parts.values()],
+        workload={
+            "model": "embedded",
+            "device": args.device,
+            "requests": args.requests,
+            "prompts": args.prompts,
+            "max_tokens": args.max_tokens,
+            "seed": 0,
+        },
+        parts=parts,
+    )
+    print(write(result, args.out))
+    return int(any(part["status"] in ("disagree", "error") for part in parts.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
