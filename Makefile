@@ -12,7 +12,7 @@ SETTINGS := $(VENV)/share/jupyter/lab/settings
 SAY := @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-test lab test lint format notebooks status check-exercises chromium clean
+.PHONY: help install install-test lab test lint format notebooks status check-exercises tables chromium clean
 
 help:
 	@echo 'make install          make $(VENV) and install the course into it'
@@ -23,6 +23,7 @@ help:
 	@echo 'make lint             check code and notebooks without running them'
 	@echo 'make notebooks        run the notebooks in place, record seconds and memory'
 	@echo 'make check-exercises  run every exercise as shipped, solved, and with each wrong answer'
+	@echo 'make tables           write the tables of the pages from the measurements'
 	@echo 'make status           what each notebook took the last time, and which outputs are stale'
 	@echo 'make clean            remove what tests and tools leave behind (not $(VENV))'
 	@echo
@@ -87,6 +88,9 @@ check-exercises: install-test
 
 status: install
 	@$(BIN)/python -m course.notebooks status
+
+tables: install
+	@$(BIN)/python scripts/tables.py
 
 clean:
 	rm -rf .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

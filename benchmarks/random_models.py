@@ -100,7 +100,7 @@ def write_checkpoint(shape: Shape, folder: Path, seed: int = 0) -> None:
     files = [outer]
     for layer in range(shape.layers):
         files.append({f"model.layers.{layer}.{name}": size for name, size in layer_tensors(shape).items()})
-    weight_map = {}
+    weight_map, total_size = {}, 0
     for index, sizes in enumerate(files):
         name = f"model-{index:03}.safetensors"
         tensors = {}
@@ -112,7 +112,9 @@ def write_checkpoint(shape: Shape, folder: Path, seed: int = 0) -> None:
                 tensors[key] = (normal * size[1] ** -0.5).cpu()
         save_file(tensors, folder / name)
         weight_map |= dict.fromkeys(tensors, name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        total_size += sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config(shape), indent=1))
     if device.type == "cuda":
         torch.cuda.empty_cache()

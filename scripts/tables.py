@@ -1,0 +1,225 @@
+"""Write the tables of README.md and NANO_VLLM_VS_VLLM.md from the measurements: ``make tables``.
+
+A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``. What this engine reaches comes from the samples in
+``benchmarks/results``, what its peers reach from ``benchmarks/peers.json``; every ratio is computed here, cut and not
+rounded up, and called "behind" where it is below 1. Nothing in a table is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", ROOT / "NANO_VLLM_VS_VLLM.md")
+RESULTS = ROOT / "benchmarks" / "results"
+PEERS = ROOT / "benchmarks" / "peers.json"
+REGION = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+
+
+def load(results: Path, name: str) -> dict | None:
+    """The record of that file name, or None where it is not measured."""
+    path = results / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def warm(record: dict) -> list[float]:
+    """The samples without a cold first round: records since the harness keeps it apart have it under `cold`."""
+    samples = record["samples"]
+    return samples if "cold" in record or len(samples) == 1 else samples[1:]
+
+
+def number(value: float) -> str:
+    """15,545; 42.1; 2.41. An int is shown as it is: nobody measured its decimals."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def standing(ours: float, theirs: float, higher_is_better: bool) -> str:
+    """How we stand to them: "1.35 x" or, where they are better, "behind: 0.66 x"."""
+    ratio = ours / theirs if higher_is_better else theirs / ours
+    cut = f"{math.floor(ratio * 100) / 100:.2f} x"
+    return cut if ratio >= 1 else f"behind: {cut}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]) + "\n"
+
+
+def origin(records: list[dict]) -> str:
+    """Where the records come from: device, dates and commits, in one sentence."""
+    if not records:
+        return ""
+    devices = sorted({record["device"]["name"] for record in records})
+    days = sorted({record["date"][:10] for record in records})
+    commits = sorted({record["commit"][:7] for record in records})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return f"{' and '.join(devices)}, {when}, commit{'s' * (len(commits) > 1)} {', '.join(commits)}"
+
+
+def speed(results: Path, peers: dict) -> str:
+    """This engine beside its peers on one GPU."""
+    rows = (
+        ("bench, output tokens/s", "throughput-nanovllm-graphs", "throughput", True, warm),
+        ("batch 1, ms a token", "latency_bs1-nanovllm-graphs", "latency_bs1", False, warm),
+        ("batch 8, ms a step", "latency_bs8-nanovllm-graphs", "latency_bs8", False, warm),
+        ("batch 32, ms a step", "latency_bs32-nanovllm-graphs", "latency_bs32", False, warm),
+        ("batch 128, ms a step", "latency_bs128-nanovllm-graphs", "latency_bs128", False, warm),
+        ("start to first token, cold caches, s", "startup-nanovllm-graphs-cold", "startup-cold", False, all_samples),
+        ("start to first token, warm caches, s", "startup-nanovllm-graphs-warm", "startup-warm", False, all_samples),
+    )
+    lines, used = [], []
+    for label, name, key, higher_is_better, samples in rows:
+        record = load(results, name)
+        figures = peers["figures"].get(key, {})
+        ours = statistics.median(samples(record)) if record else None
+        used += [record] if record else []
+        cells = [label, "not measured yet" if ours is None else f"**{number(ours)}**"]
+        for peer in ("nano-vllm", "vllm"):
+            theirs = figures.get(peer)
+            if theirs is None:
+                cells += ["not measured", ""]
+            else:
+                cells += [number(theirs), standing(ours, theirs, higher_is_better) if ours else ""]
+        roofline = figures.get("roofline")
+        share = None
+        if roofline and ours:
+            share = ours / roofline if higher_is_better else roofline / ours
+        cells.append("" if share is None else f"{math.floor(share * 100)} % of {number(roofline)}")
+        lines.append(cells)
+    head = ["", "this engine", "nano-vllm", "we are at", f"vLLM {peers['versions']['vllm']}", "we are at"]
+    head.append("of what the hardware allows")
+    conditions = peers["measured"]
+    return (
+        table(head, lines)
+        + f"\nOurs: {origin(used)}. Theirs: {conditions['device']}; measured by {conditions['by']}. All: "
+        f"{conditions['model']}. Bench: {conditions['bench']}. Batches: {conditions['latency']}. Hardware limit: "
+        f"{conditions['roofline']}.\n"
+    )
+
+
+def all_samples(record: dict) -> list[float]:
+    return record["samples"]
+
+
+def attention(results: Path, peers: dict) -> str:
+    """Our decode kernel beside flash-attn, both measured in one run."""
+    rows, used = [], []
+    for label, name in (
+        ("128 sequences of 1,024 tokens", "decode_attention"),
+        ("128 sequences of 100 to 1,024", "decode_attention_ragged"),
+    ):
+        ours, theirs = load(results, f"{name}-triton"), load(results, f"{name}-flash_attn")
+        if ours and theirs:
+            used += [ours, theirs]
+            a, b = (statistics.median(record["samples"]) for record in (ours, theirs))
+            rows.append([label, f"**{number(a)}**", number(b), standing(a, b, True)])
+    return (
+        table(["paged decode attention, TB/s", "our Triton kernel", "flash-attn", "we are at"], rows)
+        + f"\n{origin(used)}.\n"
+    )
+
+
+def parallel(results: Path, peers: dict) -> str:
+    """Decode steps of two GPUs beside one."""
+    rows, used = [], []
+    for label, name in (
+        ("Qwen3-8B's shape", "tensor_parallel-qwen3-8b"),
+        ("embedded model", "tensor_parallel-embedded"),
+    ):
+        record = load(results, name)
+        if record:
+            used.append(record)
+            one, two = (statistics.median(record[key]) for key in ("samples_of_one_process", "samples"))
+            check = record["float32_check"]
+            rows.append(
+                [label, number(one), f"**{number(two)}**", standing(two, one, False)]
+                + [f"{check['equal_prompts']} of {check['prompts']}"]
+            )
+    head = ["tensor parallel, batch 32, ms a step", "one GPU", "two GPUs", "we are at", "prompts with equal tokens"]
+    return table(head, rows) + f"\n{origin(used)}.\n"
+
+
+def cpu(results: Path, peers: dict) -> str:
+    """This engine beside transformers' generate on one CPU thread."""
+    rows, used = [], []
+    for kind, label in (("fixed", "each prompt gets 128 tokens"), ("natural", "each ends where the model ends it")):
+        ours, theirs = (load(results, f"cpu_vs_transformers_{kind}-{name}") for name in ("nanovllm", "transformers"))
+        if ours and theirs:
+            used += [ours, theirs]
+            ratio = statistics.median(a / b for a, b in zip(ours["samples"], theirs["samples"], strict=True))
+            a, b = (statistics.median(record["samples"]) for record in (ours, theirs))
+            rows.append([label, f"**{number(a)}**", number(b), standing(ratio, 1, True)])
+    return (
+        table(["16 ragged prompts, output tokens per CPU second", "this engine", "transformers", "we are at"], rows)
+        + f"\nOne thread of {origin(used)}. The ratio is the median of those of interleaved runs.\n"
+    )
+
+
+def lines(results: Path, peers: dict) -> str:
+    """How much there is to read."""
+    counted = [count_lines(ROOT / "nanovllm"), count_lines(ROOT / "tests" / "nanovllm")]
+    ours, tests = (f"about {round(value, -2):,}" for value in counted)
+    theirs = peers["lines"]
+    return table(
+        ["", "this engine", "nano-vllm", "vLLM"],
+        [
+            ["lines of Python in the package", ours, *(f"{theirs[name]['lines']:,}" for name in ("nano-vllm", "vllm"))],
+            [
+                "counted",
+                f"all of `nanovllm/`; its tests: {tests}",
+                *(theirs[n]["counted"] for n in ("nano-vllm", "vllm")),
+            ],
+        ],
+    )
+
+
+def count_lines(folder: Path) -> int:
+    """Lines of all Python files below a folder, empty ones and comments included."""
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.rglob("*.py"))
+
+
+TABLES = {"speed": speed, "attention": attention, "parallel": parallel, "cpu": cpu, "lines": lines}
+
+
+def rewritten(text: str, results: Path = RESULTS, peers: dict | None = None) -> str:
+    """The page's text with every table computed anew.
+
+    Raises ValueError where a region names no table or is not closed.
+    """
+    peers = json.loads(PEERS.read_text(encoding="utf-8")) if peers is None else peers
+
+    def fill(match: re.Match) -> str:
+        if match[2] not in TABLES:
+            raise ValueError(f"table:{match[2]} is unknown; allowed: {', '.join(TABLES)}")
+        return f"{match[1]}\n{TABLES[match[2]](results, peers)}\n{match[4]}"
+
+    if len(REGION.findall(text)) != text.count("<!-- table:"):
+        raise ValueError("a region <!-- table:NAME --> is not closed by <!-- /table -->")
+    return REGION.sub(fill, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where a table is stale")
+    args = parser.parse_args()
+    stale = []
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = rewritten(before)
+        if after != before:
+            stale.append(page.name)
+            if not args.check:
+                page.write_text(after, encoding="utf-8")
+    print(f"{'stale' if args.check else 'rewritten'}: {', '.join(stale) or 'none'}")
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The pages' tables are those of the records; what they say follows from the samples."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = importlib.util.spec_from_file_location("page_tables", ROOT / "scripts" / "tables.py")
+tables = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(tables)
+PEERS = json.loads((ROOT / "benchmarks" / "peers.json").read_text())
+
+
+def without_lines(text: str) -> str:
+    """The page without the table of line counts, which every change of code moves a little."""
+    return re.sub(r"<!-- table:lines -->.*?<!-- /table -->", "", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_the_tables_are_current(page):
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- table:" in text
+    assert without_lines(text) == without_lines(tables.rewritten(text)), "run: make tables"
+
+
+def test_the_line_counts_are_current():
+    text = (ROOT / "NANO_VLLM_VS_VLLM.md").read_text(encoding="utf-8")
+    for folder, pattern in (
+        ("nanovllm", r"in the package \| about ([\d,]+)"),
+        ("tests/nanovllm", r"its tests: about ([\d,]+)"),
+    ):
+        files = subprocess.run(
+            ["find", folder, "-name", "*.py"], cwd=ROOT, capture_output=True, text=True
+        ).stdout.split()
+        counted = sum((ROOT / file).read_bytes().count(b"\n") for file in files)
+        shown = int(re.search(pattern, text)[1].replace(",", ""))
+        assert shown == pytest.approx(counted, rel=0.15), "run: make tables"
+
+
+def write(folder: Path, name: str, samples: list[float], **more) -> None:
+    origin = {"device": {"name": "G"}, "date": "2026-01-02T03:04:05+00:00", "commit": "abcdef0123"}
+    (folder / f"{name}.json").write_text(json.dumps(origin | {"samples": samples} | more))
+
+
+def row(text: str, start: str) -> list[str]:
+    return [cell.strip() for cell in re.search(rf"^\| {start}.*$", text, re.MULTILINE)[0].split("|")[1:-1]]
+
+
+def test_speed_beside_peers(tmp_path):
+    write(tmp_path, "throughput-nanovllm-graphs", [20000.0, 21000.0, 22000.0], cold=9000.0)
+    write(tmp_path, "latency_bs1-nanovllm-graphs", [4.0, 3.0, 2.5], cold=9.0)
+    text = tables.speed(tmp_path, PEERS)
+    # 21000 / 15545 = 1.3509, 21000 / 17253 = 1.2172, 21000 / 25500 = 0.8235; a time is better when it is smaller.
+    assert row(text, "bench")[1:] == ["**21,000**", "15,545", "1.35 x", "17,253", "1.21 x", "82 % of 25,500"]
+    assert row(text, "batch 1,")[1:] == ["**3.00**", "2.41", "behind: 0.80 x", "2.24", "behind: 0.74 x", "13 % of 0.39"]
+    assert row(text, "batch 32")[1] == "not measured yet"
+    assert "G, 2026-01-02, commit abcdef0" in text and PEERS["measured"]["device"] in text
+
+
+def test_a_ratio_is_cut_and_below_one_is_behind():
+    assert tables.standing(199.99, 100, True) == "1.99 x"
+    assert tables.standing(99.99, 100, True) == "behind: 0.99 x"
+    assert tables.standing(100, 50, False) == "behind: 0.50 x"
+
+
+def test_every_table_says_where_it_comes_from(tmp_path):
+    write(tmp_path, "decode_attention-triton", [2.0])
+    write(tmp_path, "decode_attention-flash_attn", [2.5])
+    assert row(tables.attention(tmp_path, PEERS), "128")[1:] == ["**2.00**", "2.50", "behind: 0.80 x"]
+    for name, samples in (("nanovllm", [30.0, 44.0, 50.0]), ("transformers", [20.0, 20.0, 20.0])):
+        write(tmp_path, f"cpu_vs_transformers_fixed-{name}", samples)
+    assert row(tables.cpu(tmp_path, PEERS), "each prompt")[3] == "2.20 x"
+    check = {"equal_prompts": 3, "prompts": 4}
+    write(tmp_path, "tensor_parallel-qwen3-8b", [8.0], samples_of_one_process=[10.0], float32_check=check)
+    assert row(tables.parallel(tmp_path, PEERS), "Qwen3-8B's")[1:] == ["10.0", "**8.00**", "1.25 x", "3 of 4"]
+
+
+def test_a_cold_first_round_is_no_sample():
+    assert tables.warm({"samples": [1.0, 5.0, 6.0]}) == [5.0, 6.0]
+    assert tables.warm({"samples": [5.0, 6.0], "cold": 1.0}) == [5.0, 6.0]
+
+
+def test_a_region_that_names_no_table_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="speeds"):
+        tables.rewritten("<!-- table:speeds -->\n<!-- /table -->")
+    with pytest.raises(ValueError, match="not closed"):
+        tables.rewritten("<!-- table:speed -->\n")
+
+
+def test_check_finds_a_stale_table(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table:cpu -->\nold\n<!-- /table -->\n")
+    monkeypatch.setattr(tables, "PAGES", (page,))
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    assert tables.main() == 1 and "old" in page.read_text()
+    monkeypatch.setattr(sys, "argv", ["tables.py"])
+    assert tables.main() == 0 and "transformers" in page.read_text()
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    assert tables.main() == 0
