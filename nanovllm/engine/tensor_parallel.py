@@ -48,7 +48,10 @@ SEGMENT_BYTES = 2**20
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
 """How long a process may take to end by itself, and rank 0 to learn why a collective failed."""
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+TIMEOUT_VARIABLE = "NANOVLLM_TIMEOUT_SECONDS"
+DEFAULT_TIMEOUT_SECONDS = 300.0
+"""How long a rank waits for another that lives but does not answer: far longer than a layer takes, or than one rank reads
+its weights longer than the other ones do."""
 FOREVER = timedelta(days=365)
 LOOPBACK = "127.0.0.1"
 CLOSE = "close"
@@ -70,6 +73,7 @@ def make_model_runner(config: EngineConfig, model_config: ModelConfig, folder: P
     if size == 1:
         return ModelRunner(*arguments)
     check_shards(model_config, size)
+    answer_timeout()  # a bad one is refused before anything starts
     device = choose_device(config.device)
     if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
         return ParallelModelRunner(join_torchrun(arguments, device), arguments)
@@ -78,6 +82,21 @@ def make_model_runner(config: EngineConfig, model_config: ModelConfig, folder: P
             f"tensor_parallel_size ({size}) must be at most the number of GPUs here, {torch.cuda.device_count()}."
         )
     return ParallelModelRunner(SpawnedWorkers(arguments, device), arguments)
+
+
+def answer_timeout() -> timedelta:
+    """How long the ranks wait for each other: what the environment variable NANOVLLM_TIMEOUT_SECONDS says, or 5 minutes.
+
+    Raises ValueError where the variable is no positive number of at most a million.
+    """
+    text = os.environ.get(TIMEOUT_VARIABLE, str(DEFAULT_TIMEOUT_SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 1e6:
+        raise ValueError(f"{TIMEOUT_VARIABLE} must be a positive number of seconds, at most 1000000, got {text!r}.")
+    return timedelta(seconds=seconds)
 
 
 def check_shards(model_config: ModelConfig, size: int) -> None:
@@ -205,13 +224,19 @@ class SharedMemoryCommands:
         self._taken = [context.Semaphore(1) for _ in range(num_workers)]
 
     def send(self, message: bytes, check: Callable[[], None]) -> None:
-        """Hands the message to every worker. While one does not take it, calls `check`, which may raise."""
+        """Hands the message to every worker. While one does not take it, calls `check`, which may raise.
+
+        Raises RuntimeError where a worker has not taken the last message within `answer_timeout`.
+        """
         room = SEGMENT_BYTES - _HEADER.size
         for start in range(0, len(message), room):
             piece = message[start : start + room]
-            for taken in self._taken:
+            deadline = time.monotonic() + answer_timeout().total_seconds()
+            for rank, taken in enumerate(self._taken, 1):
                 while not taken.acquire(timeout=POLL_SECONDS):
                     check()
+                    if time.monotonic() > deadline:
+                        raise RuntimeError(f"timed out: rank {rank} took no message.")
             _HEADER.pack_into(self._segment.buf, 0, len(piece), start + room < len(message))
             self._segment.buf[_HEADER.size : _HEADER.size + len(piece)] = piece
             for sent in self._sent:
@@ -302,6 +327,11 @@ class Workers:
                 if isinstance(error, RuntimeError) and self.wait_for_failure():
                     traceback.clear_frames(error.__traceback__)  # they hold the group, and with it ports
                     raise RuntimeError(self.failure) from None
+                if isinstance(error, RuntimeError) and "timed out" in str(error).lower():
+                    traceback.clear_frames(error.__traceback__)
+                    seconds = answer_timeout().total_seconds()
+                    self.fail(f"ranks did not answer for {seconds:g} seconds ({TIMEOUT_VARIABLE} sets how many).")
+                    raise RuntimeError(self.failure) from None
                 self.fail(f"rank 0 raised {type(error).__name__}: {error}")
                 raise
         self.check()
@@ -370,7 +400,7 @@ class SpawnedWorkers(Workers):
             while not self._store.check([f"started/{rank}" for rank in range(1, size)]):
                 self.check()
                 time.sleep(POLL_SECONDS / 10)
-            group = make_group(self._store, 0, size, device, local=True, timeout=COLLECTIVE_TIMEOUT)
+            group = make_group(self._store, 0, size, device, local=True, timeout=answer_timeout())
             self.tp = TensorParallel(0, size, group)
         except BaseException:
             self.close()
@@ -488,12 +518,12 @@ def join_torchrun(arguments: tuple, device: torch.device) -> TorchrunWorkers:
         if local_rank >= num_gpus:
             raise ValueError(f"torchrun must start at most as many processes on a host as it has GPUs, {num_gpus}.")
         torch.cuda.set_device(local_rank)
-    store, rank, _ = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    store, rank, _ = next(rendezvous("env://", timeout=answer_timeout()))
     store = dist.PrefixStore("nanovllm", store)
     if store.add(f"engines/{rank}", 1) > 1:
         raise RuntimeError("under torchrun a process takes part in one engine, and this one has had it.")
     commands = BroadcastCommands(dist.PrefixStore("commands", store), rank, size)
-    group = make_group(dist.PrefixStore("layers", store), rank, size, device, local=False, timeout=COLLECTIVE_TIMEOUT)
+    group = make_group(dist.PrefixStore("layers", store), rank, size, device, local=False, timeout=answer_timeout())
     tp = TensorParallel(rank, size, group)
     if rank == 0:
         return TorchrunWorkers(store, commands, tp)
@@ -519,7 +549,7 @@ def _worker_main(
             device = choose_device(config.device)
             store.set(f"started/{rank}", "")
             size = config.tensor_parallel_size
-            group = make_group(store, rank, size, device, local=True, timeout=COLLECTIVE_TIMEOUT)
+            group = make_group(store, rank, size, device, local=True, timeout=answer_timeout())
             runner = WorkerModelRunner(*arguments, tp=TensorParallel(rank, size, group))
             runner.serve(lambda: commands.receive(rank))
     except BaseException:

@@ -340,6 +340,35 @@ def test_a_worker_killed_in_the_midst_of_a_call(engine):
     check_closed(llm, "rank 2 was killed")
 
 
+def test_a_worker_that_hangs_without_dying(engine, monkeypatch):
+    monkeypatch.setenv("NANOVLLM_TIMEOUT_SECONDS", "8")  # making the engine waits for its ranks as well
+    llm = engine(2)
+    os.kill(workers_of(llm)[0].pid, signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"did not answer for 8 seconds \(NANOVLLM_TIMEOUT_SECONDS"):
+        llm.generate([[1, 2, 3]], GREEDY, use_tqdm=False)
+    assert 7 < time.monotonic() - start < 8 + SECONDS
+    check_closed(llm, "ranks did not answer")
+
+
+def test_a_worker_that_takes_no_message(monkeypatch):
+    monkeypatch.setenv("NANOVLLM_TIMEOUT_SECONDS", "0.3")
+    commands = SharedMemoryCommands(get_context("spawn"), 2)
+    try:
+        with pytest.raises(RuntimeError, match="timed out: rank 1 took no message"):
+            commands.send(bytes(2 * SEGMENT_BYTES), check=lambda: None)
+    finally:
+        commands.close()
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "soon", "nan", "1e9"])
+def test_a_bad_timeout_is_refused_before_anything_starts(four_heads, text, monkeypatch):
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", lambda self: pytest.fail("a process was started"))
+    monkeypatch.setenv("NANOVLLM_TIMEOUT_SECONDS", text)
+    with pytest.raises(ValueError, match=f"NANOVLLM_TIMEOUT_SECONDS must be a positive number.*{text}"):
+        make_llm(four_heads, 2)
+
+
 def test_a_worker_that_raises(engine):
     llm = engine(2)
     start = time.monotonic()
