@@ -32,7 +32,6 @@ L2, IP, COSINE = 0, 1, 2  # as in METRICS
 LIVE, DELETED, RETIRED, FREE = 0, 1, 2, 3
 KEEP_NONE = np.bool_(False)  # one type with a variable: `_select` is compiled once
 EMPTY = np.int64(0x7FFFFFFFFFFFFFFF)
-IN_FLIGHT = 32  # cache lines to have on their way at a time
 LINE = 16  # float32 values in a cache line; rows are padded to whole lines
 
 # Sums may be reordered and fused, which is what lets LLVM vectorise them. Never "nnan" or "ninf": they would make the
@@ -74,7 +73,8 @@ def _prefetch(typingctx, array, row, column):
         int32 = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, int32, int32, int32])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [address, int32(0), int32(3), int32(1)])  # read, keep in all caches, data
+        # Read, into the second-level cache, data: more lines can be on their way there than to the first level.
+        builder.call(function, [address, int32(0), int32(2), int32(1)])
         return context.get_dummy_value()
 
     return types.none(array, types.intp, types.intp), codegen
@@ -94,6 +94,12 @@ def _bits_float(typingctx, value):
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.int32), codegen
+
+
+@inlined
+def _prefetch_row(array, row):
+    for column in range(0, array.shape[1], LINE):
+        _prefetch(array, np.int64(row), column)
 
 
 @inlined
@@ -177,15 +183,13 @@ def _new_epoch(scratch):
 @inlined
 def _pool_insert(pool, key):
     """Put `key` in its place in the farthest-first pool and drop the farthest; return the place."""
-    place, span = 0, pool.shape[0]
-    while span > 1:  # the last place whose key is larger; no branch for the CPU to guess wrong
-        half = span >> 1
-        place += half * np.int64(pool[place + half] > key)
-        span -= half
-    for i in range(place):
-        pool[i] = pool[i + 1]
-    pool[place] = key
-    return place
+    last = pool.shape[0] - 1
+    larger = np.int64(pool[last] > key)
+    for i in range(last):  # no branch for the CPU to guess wrong, and every place at once in vector registers
+        larger += np.int64(pool[i] > key)
+        pool[i] = max(pool[i + 1], min(pool[i], key))
+    pool[last] = min(pool[last], key)
+    return larger - 1
 
 
 @compiled
@@ -195,7 +199,10 @@ def _greedy(graph, metric, q, slot, layer):
     moved = True
     while moved:
         moved = False
-        row = graph.offsets[_slot(best)] + layer - 1
+        row = np.int64(graph.offsets[_slot(best)]) + layer - 1
+        for j in range(graph.upper.shape[1]):
+            if graph.upper[row, j] >= 0:
+                _prefetch_row(graph.vectors, graph.upper[row, j])
         for j in range(graph.upper.shape[1]):
             e = np.int64(graph.upper[row, j])
             if e < 0:
@@ -220,11 +227,9 @@ def _descend(graph, metric, q, entry, top, layer):
 def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, fresh):
     """Algorithm 2. `pool` holds the entry points (not expanded, visited) and then the results, farthest first.
 
-    `links` is `links0` with layer 0, `upper` with others. `fresh` is int32 scratch as wide as a row of links.
+    `links` is `links0` with layer 0, `upper` with others. `fresh` is int64 scratch as wide as a row of links.
     """
     width = links.shape[1]
-    columns = vectors.shape[1]
-    ahead = max(IN_FLIGHT * LINE // columns, 2)
     place = pool.shape[0] - 1  # nearest that may be not expanded; all after it are
     while place >= 0:
         key = pool[place]
@@ -245,22 +250,21 @@ def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, 
             fresh[count] = e  # kept only if e is new: no branch for the CPU to guess wrong
             count += np.int64(tags[e] != epoch)
             tags[e] = epoch
-        for j in range(min(count, ahead)):
-            for column in range(0, columns, LINE):
-                _prefetch(vectors, np.int64(fresh[j]), column)
         for j in range(count):
-            if j + ahead < count:
-                for column in range(0, columns, LINE):
-                    _prefetch(vectors, np.int64(fresh[j + ahead]), column)
-            e = np.int64(fresh[j])
-            key = _key(_distance(metric, q, vectors, e), e)
+            _prefetch_row(vectors, fresh[j])
+        farthest, near = pool[0], 0
+        for j in range(count):  # the distances first: nothing to guess here either
+            key = _key(_distance(metric, q, vectors, fresh[j]), fresh[j])
+            fresh[near] = key  # over a slot that was read
+            near += np.int64(key < farthest)
+        for j in range(near):
+            key = fresh[j]
             if key < pool[0]:
                 inserted = _pool_insert(pool, key)
                 if inserted >= place:
                     place = inserted
                     if layer == 0:
-                        for column in range(0, width, LINE):
-                            _prefetch(links, np.int64(e), column)
+                        _prefetch_row(links, _slot(key))
 
 
 @compiled
@@ -302,7 +306,7 @@ def find_neighbours(graph, metric, entry, top, slots, first, last, ef, keep_prun
     m = graph.upper.shape[1]
     pool = np.empty(ef, np.int64)
     keys = np.empty(ef, np.int64)
-    fresh = np.empty(graph.links0.shape[1], np.int32)
+    fresh = np.empty(graph.links0.shape[1], np.int64)
     for i in range(first, last):
         q = vectors[slots[i]]
         level = np.int64(graph.levels[slots[i]])
@@ -384,8 +388,7 @@ def _append_link(metric, vectors, row, e, q, keys, chosen):
         return
     vector = vectors[e]
     for j in range(most):
-        for column in range(0, vectors.shape[1], LINE):
-            _prefetch(vectors, np.int64(row[j]), column)
+        _prefetch_row(vectors, row[j])
     for j in range(most + 1):
         other = np.int64(row[j] if j < most else q)
         _insort(keys, j, _key(_distance(metric, vector, vectors, other), other))
@@ -429,7 +432,7 @@ def search(graph, metric, entry, top, queries, first, last, k, ef, ids, distance
     """
     q = np.empty(graph.vectors.shape[1], np.float32)
     pool = np.empty(ef, np.int64)
-    fresh = np.empty(graph.links0.shape[1], np.int32)
+    fresh = np.empty(graph.links0.shape[1], np.int64)
     for i in range(first, last):
         if not load_query(metric, queries[i], q):
             return i
@@ -481,10 +484,9 @@ def _collect(graph, metric, q, slot, ef, allowed, scratch, fresh):
             count += np.int64(scratch.tags[e] != epoch)
             scratch.tags[e] = epoch
         for j in range(count):
-            for column in range(0, graph.vectors.shape[1], LINE):
-                _prefetch(graph.vectors, np.int64(fresh[j]), column)
+            _prefetch_row(graph.vectors, fresh[j])
         for j in range(count):
-            e = np.int64(fresh[j])
+            e = fresh[j]
             key = _key(_distance(metric, q, graph.vectors, e), e)
             if found >= ef and key > pool[size - 1]:
                 continue
@@ -524,7 +526,7 @@ def _collect(graph, metric, q, slot, ef, allowed, scratch, fresh):
 def search_allowed(graph, metric, entry, top, queries, first, last, k, ef, allowed, ids, distances, scratch):
     """As `search`, for the nodes with allowed[slot] = 1 only (uint8 (slots,))."""
     q = np.empty(graph.vectors.shape[1], np.float32)
-    fresh = np.empty(graph.links0.shape[1], np.int32)
+    fresh = np.empty(graph.links0.shape[1], np.int64)
     for i in range(first, last):
         if not load_query(metric, queries[i], q):
             return i
@@ -540,7 +542,7 @@ def search_allowed(graph, metric, entry, top, queries, first, last, k, ef, allow
 def search_radius(graph, metric, entry, top, query, radius, ef, allowed, scratch):
     """Ids and distances of the allowed nodes within `radius`, nearest first: ef doubles until it reaches beyond."""
     q = np.empty(graph.vectors.shape[1], np.float32)
-    fresh = np.empty(graph.links0.shape[1], np.int32)
+    fresh = np.empty(graph.links0.shape[1], np.int64)
     load_query(metric, query, q)
     slot = _descend(graph, metric, q, entry, top, np.int64(0))
     keys = _collect(graph, metric, q, slot, ef, allowed, scratch, fresh)
