@@ -88,6 +88,21 @@ def test_two_thousand_requests_on_the_gpu(backend, enforce_eager):
     check(report, most_ties=3 if dtype == "float32" else REQUESTS // 10)
 
 
+@functools.cache
+def soak_of_ranks() -> Soak:
+    load = Load(60, block_size=32, num_blocks=14, longest_output=40, seed=1)
+    return Soak(load, attention_backend="numba", **ON_CPU)
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this PyTorch is built without gloo")
+@pytest.mark.parametrize("size", [2, 4])
+def test_requests_shared_by_ranks(size):
+    """Blocks of 32, prefix hits, preemptions and aborts; chunks are in test_tensor_parallel.py."""
+    report = soak_of_ranks().run(attention_backend="numba", tensor_parallel_size=size, **ON_CPU)
+    assert report.wrong == [] and len(report.explained) <= 1
+    assert report.preemptions and report.prefix_hits and report.aborted
+
+
 # The judge itself
 
 
