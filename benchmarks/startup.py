@@ -1,6 +1,6 @@
 """Start to first token: a fresh process each time, from its start to the first token of a prompt of 128.
 
-Cold: the caches of compiled kernels (Triton, Inductor, CUDA, vLLM) are empty folders. Warm: the same folders, filled by the
+Cold: the caches of compiled kernels (Triton, Inductor, CUDA, Numba, vLLM) are empty folders. Warm: the same folders, filled by the
 process before. The checkpoint's files are in the operating system's cache either way. Samples are seconds; `phases` holds
 where they went: python (the interpreter), import, engine (all that making the LLM takes; of it, in our engine, weights,
 warm_up and capture), first_token.

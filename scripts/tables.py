@@ -67,7 +67,7 @@ def speed(results: Path, peers: dict) -> str:
     """This engine beside its peers on one GPU."""
     rows = (
         ("bench, output tokens/s", "throughput-nanovllm-graphs", "throughput", True, warm),
-        ("batch 1, ms a token", "latency_bs1-nanovllm-graphs", "latency_bs1", False, warm),
+        ("batch 1, tokens/s", "latency_bs1-nanovllm-graphs", "latency_bs1", True, tokens_per_second),
         ("batch 8, ms a step", "latency_bs8-nanovllm-graphs", "latency_bs8", False, warm),
         ("batch 32, ms a step", "latency_bs32-nanovllm-graphs", "latency_bs32", False, warm),
         ("batch 128, ms a step", "latency_bs128-nanovllm-graphs", "latency_bs128", False, warm),
@@ -96,12 +96,21 @@ def speed(results: Path, peers: dict) -> str:
     head = ["", "this engine", "nano-vllm", "we are at", f"vLLM {peers['versions']['vllm']}", "we are at"]
     head.append("of what the hardware allows")
     conditions = peers["measured"]
+    idle = load(results, "gpu_idle-nanovllm-graphs")
+    if idle:
+        used.append(idle)
+    share = f" The GPU is idle {statistics.median(idle['samples']):.1%} of our bench's decode steps." if idle else ""
     return (
         table(head, lines)
         + f"\nOurs: {origin(used)}. Theirs: {conditions['device']}; measured by {conditions['by']}. All: "
         f"{conditions['model']}. Bench: {conditions['bench']}. Batches: {conditions['latency']}. Hardware limit: "
-        f"{conditions['roofline']}.\n"
+        f"{conditions['roofline']}.{share}\n"
     )
+
+
+def tokens_per_second(record: dict) -> list[float]:
+    """The rates of a latency record, whose samples are milliseconds a step."""
+    return [record["workload"]["batch"] * 1e3 / sample for sample in warm(record)]
 
 
 def all_samples(record: dict) -> list[float]:

@@ -66,6 +66,7 @@ def test_latency(tmp_path):
     assert {record["workload"]["batch"] for record in found.values()} == {1, 3}
 
 
+@pytest.mark.slow
 def test_startup(tmp_path):
     found = records("startup", tmp_path, "--model", "nanovllm/embedded_model", "--repeats", 1)
     assert {record["workload"]["caches"] for record in found.values()} == {"cold", "warm"}

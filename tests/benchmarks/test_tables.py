@@ -55,12 +55,23 @@ def row(text: str, start: str) -> list[str]:
 
 def test_speed_beside_peers(tmp_path):
     write(tmp_path, "throughput-nanovllm-graphs", [20000.0, 21000.0, 22000.0], cold=9000.0)
-    write(tmp_path, "latency_bs1-nanovllm-graphs", [4.0, 3.0, 2.5], cold=9.0)
+    write(tmp_path, "latency_bs1-nanovllm-graphs", [4.0, 2.5, 2.0], cold=9.0, workload={"batch": 1})
+    write(tmp_path, "latency_bs32-nanovllm-graphs", [4.0, 3.0, 2.5], cold=9.0)
+    write(tmp_path, "gpu_idle-nanovllm-graphs", [0.01, 0.0242, 0.5])
     text = tables.speed(tmp_path, PEERS)
     # 21000 / 15545 = 1.3509, 21000 / 17253 = 1.2172, 21000 / 25500 = 0.8235; a time is better when it is smaller.
     assert row(text, "bench")[1:] == ["**21,000**", "15,545", "1.35 x", "17,253", "1.21 x", "82 % of 25,500"]
-    assert row(text, "batch 1,")[1:] == ["**3.00**", "2.41", "behind: 0.80 x", "2.24", "behind: 0.74 x", "13 % of 0.39"]
-    assert row(text, "batch 32")[1] == "not measured yet"
+    assert row(text, "batch 1,")[1:] == ["**400**", "415", "behind: 0.96 x", "447", "behind: 0.89 x", "15 % of 2,560"]
+    # 2.53 / 3 = 0.843, 2.64 / 3 = 0.88, 0.69 / 3 = 0.23
+    assert row(text, "batch 32,")[1:] == [
+        "**3.00**",
+        "2.53",
+        "behind: 0.84 x",
+        "2.64",
+        "behind: 0.88 x",
+        "23 % of 0.69",
+    ]
+    assert row(text, "batch 8,")[1] == "not measured yet" and "idle 2.4%" in text
     assert "G, 2026-01-02, commit abcdef0" in text and PEERS["measured"]["device"] in text
 
 
