@@ -1,0 +1,4 @@
+# caught: two all-reduces in a layer
+def largest_collective(reading, size, layers):
+    """`reading`: seconds that one rank reads weights in a step -> the seconds a collective may take at most."""
+    return (reading - reading / size) / (layers + 2)
