@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen3Config, Qwen3ForCausalLM
 
 TINY = dict(
     vocab_size=199,
@@ -30,8 +30,13 @@ def make_checkpoint(folder: Path, seed: int = 0, max_shard_size: str = "5GB", **
     settings = {**TINY, **overrides}
     theta = settings.pop("rope_theta")
     config = Qwen3Config(**settings, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    return save_random(config, folder, seed, max_shard_size)
+
+
+def save_random(config: PretrainedConfig, folder: Path, seed: int = 0, max_shard_size: str = "5GB") -> Path:
+    """Writes a float32 model of any family with such weights."""
     torch.manual_seed(seed)
-    model = Qwen3ForCausalLM(config).float()
+    model = AutoModelForCausalLM.from_config(config).float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
