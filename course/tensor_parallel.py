@@ -261,15 +261,15 @@ def checksum(tp: CountedGroup, message: bytes) -> tuple[int, int]:
 def time_all_reduce(tp: CountedGroup, sizes: list[int], repeats: int = 40) -> list[float]:
     """Median seconds of an all-reduce of each number of bytes, after a warm-up."""
     medians = []
-    for size in sizes:
+    for size in [sizes[0], *sizes]:  # the first round is the warm-up
         x = torch.zeros(max(1, size // 4))
         seconds = []
-        for _ in range(repeats + 5):
+        for _ in range(repeats):
             began = time.perf_counter()
             tp.all_reduce(x)
             seconds.append(time.perf_counter() - began)
-        medians.append(statistics.median(seconds[5:]))
-    return medians
+        medians.append(statistics.median(seconds))
+    return medians[1:]
 
 
 # --- how much each rank holds --------------------------------------------------------------------------------------
@@ -435,6 +435,8 @@ def draw_all_reduce(sizes: list[int], seconds: list[float]) -> Any:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sizes, [f"{size // 1024} KiB" if size < 2**20 else f"{size // 2**20} MiB" for size in sizes])
+    low, high = axes.get_ylim()
+    axes.set_yticks(ticks := [n * 10**e for e in range(6) for n in (1, 2, 5) if low <= n * 10**e <= high], ticks)
     axes.minorticks_off()
     axes.set(xlabel="bytes", ylabel="microseconds", title="All-reduce between two processes of this machine (gloo)")
     return figure
