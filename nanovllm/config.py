@@ -305,6 +305,8 @@ def _rope(
             raise ValueError(f"{source}: low_freq_factor ({low}) must be less than high_freq_factor ({high}).")
         return theta, Llama3Scaling(factor, low, high, original), max_positions
 
+    if theta <= 1:
+        raise ValueError(f"{source}: rope_theta must be greater than 1 with RoPE of type 'yarn', got {theta}.")
     beta_fast, beta_slow = number("beta_fast", 32), number("beta_slow", 1)
     if beta_slow > beta_fast:
         raise ValueError(f"{source}: beta_slow ({beta_slow}) must be at most beta_fast ({beta_fast}).")
