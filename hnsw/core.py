@@ -215,15 +215,6 @@ def _greedy(graph, metric, q, slot, layer):
 
 
 @compiled
-def _descend(graph, metric, q, entry, top, layer):
-    """From the entry point down to just above `layer`."""
-    slot = np.int64(entry)
-    for upper_layer in range(top, layer, -1):
-        slot = _slot(_greedy(graph, metric, q, slot, upper_layer))
-    return slot
-
-
-@compiled
 def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, fresh):
     """Algorithm 2. `pool` holds the entry points (not expanded, visited) and then the results, farthest first.
 
@@ -268,6 +259,39 @@ def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, 
 
 
 @compiled
+def _descend(graph, metric, q, entry, top, layer, ef_upper, scratch, fresh):
+    """From the entry point down to just above `layer`: the slot of the nearest node found there.
+
+    With `ef_upper` candidates on layers 2 and up, which have few nodes, and one on layer 1.
+    """
+    slot = np.int64(entry)
+    if top > max(layer, 1):
+        pool = np.empty(ef_upper, np.int64)
+        pool[:] = EMPTY
+        pool[ef_upper - 1] = _key(_distance(metric, q, graph.vectors, slot), slot)
+        for upper_layer in range(top, max(layer, 1), -1):
+            epoch = _enter(pool, scratch)
+            tags = scratch.tags
+            _search_layer(metric, q, graph.vectors, graph.upper, graph.offsets, upper_layer, pool, tags, epoch, fresh)
+        slot = _slot(pool[ef_upper - 1])
+    if top > 0 and layer == 0:
+        slot = _slot(_greedy(graph, metric, q, slot, 1))
+    return slot
+
+
+@compiled
+def _enter(pool, scratch):
+    """Make all of `pool` entry points: not expanded and, in the epoch that is returned, visited."""
+    epoch = _new_epoch(scratch)
+    for j in range(pool.shape[0] - 1, -1, -1):
+        if pool[j] == EMPTY:
+            break
+        pool[j] &= ~np.int64(1)
+        scratch.tags[_slot(pool[j])] = epoch
+    return epoch
+
+
+@compiled
 def _select(metric, vectors, keys, count, m, keep_pruned, chosen):
     """Algorithm 4 over `count` ascending keys; writes up to `m` slots into `chosen`, returns how many."""
     taken = 0
@@ -296,7 +320,7 @@ def _select(metric, vectors, keys, count, m, keep_pruned, chosen):
 
 
 @compiled
-def find_neighbours(graph, metric, entry, top, slots, first, last, ef, keep_pruned, starts, picks, scratch):
+def find_neighbours(graph, metric, entry, top, slots, first, last, ef_upper, ef, keep_pruned, starts, picks, scratch):
     """Choose links for slots[first:last], which are new and not above layer `top`, in the graph as it is.
 
     Slots before them in `slots` are seen by comparing with each. Results go to picks[starts[i] + layer], -1 filled.
@@ -310,16 +334,11 @@ def find_neighbours(graph, metric, entry, top, slots, first, last, ef, keep_prun
     for i in range(first, last):
         q = vectors[slots[i]]
         level = np.int64(graph.levels[slots[i]])
-        slot = _descend(graph, metric, q, entry, top, level)
+        slot = _descend(graph, metric, q, entry, top, level, ef_upper, scratch, fresh)
         pool[:] = EMPTY
         pool[ef - 1] = _key(_distance(metric, q, vectors, slot), slot)
         for layer in range(level, -1, -1):
-            epoch = _new_epoch(scratch)
-            for j in range(ef - 1, -1, -1):  # all results of the layer above are entry points
-                if pool[j] == EMPTY:
-                    break
-                pool[j] &= ~np.int64(1)
-                scratch.tags[_slot(pool[j])] = epoch
+            epoch = _enter(pool, scratch)  # with all results of the layer above
             links = graph.links0 if layer == 0 else graph.upper
             _search_layer(metric, q, vectors, links, graph.offsets, layer, pool, scratch.tags, epoch, fresh)
             count = 0
@@ -425,7 +444,7 @@ def load_query(metric, row, q):
 
 
 @compiled
-def search(graph, metric, entry, top, queries, first, last, k, ef, ids, distances, scratch):
+def search(graph, metric, entry, top, queries, first, last, k, ef_upper, ef, ids, distances, scratch):
     """Algorithm 5 for queries[first:last] where every node is live; ids and distances come padded with -1 and inf.
 
     Returns the first query that is not finite (or zero under cosine), or -1.
@@ -436,11 +455,10 @@ def search(graph, metric, entry, top, queries, first, last, k, ef, ids, distance
     for i in range(first, last):
         if not load_query(metric, queries[i], q):
             return i
-        slot = _descend(graph, metric, q, entry, top, np.int64(0))
+        slot = _descend(graph, metric, q, entry, top, np.int64(0), ef_upper, scratch, fresh)
         pool[:] = EMPTY
         pool[ef - 1] = _key(_distance(metric, q, graph.vectors, slot), slot)
-        epoch = _new_epoch(scratch)
-        scratch.tags[slot] = epoch
+        epoch = _enter(pool, scratch)
         _search_layer(
             metric, q, graph.vectors, graph.links0, graph.offsets, np.int64(0), pool, scratch.tags, epoch, fresh
         )
@@ -523,14 +541,14 @@ def _collect(graph, metric, q, slot, ef, allowed, scratch, fresh):
 
 
 @compiled
-def search_allowed(graph, metric, entry, top, queries, first, last, k, ef, allowed, ids, distances, scratch):
+def search_allowed(graph, metric, entry, top, queries, first, last, k, ef_upper, ef, allowed, ids, distances, scratch):
     """As `search`, for the nodes with allowed[slot] = 1 only (uint8 (slots,))."""
     q = np.empty(graph.vectors.shape[1], np.float32)
     fresh = np.empty(graph.links0.shape[1], np.int64)
     for i in range(first, last):
         if not load_query(metric, queries[i], q):
             return i
-        slot = _descend(graph, metric, q, entry, top, np.int64(0))
+        slot = _descend(graph, metric, q, entry, top, np.int64(0), ef_upper, scratch, fresh)
         keys = _collect(graph, metric, q, slot, ef, allowed, scratch, fresh)
         for j in range(min(k, keys.shape[0])):
             ids[i, j] = graph.labels[_slot(keys[j])]
@@ -539,12 +557,12 @@ def search_allowed(graph, metric, entry, top, queries, first, last, k, ef, allow
 
 
 @compiled
-def search_radius(graph, metric, entry, top, query, radius, ef, allowed, scratch):
+def search_radius(graph, metric, entry, top, query, radius, ef_upper, ef, allowed, scratch):
     """Ids and distances of the allowed nodes within `radius`, nearest first: ef doubles until it reaches beyond."""
     q = np.empty(graph.vectors.shape[1], np.float32)
     fresh = np.empty(graph.links0.shape[1], np.int64)
     load_query(metric, query, q)
-    slot = _descend(graph, metric, q, entry, top, np.int64(0))
+    slot = _descend(graph, metric, q, entry, top, np.int64(0), ef_upper, scratch, fresh)
     keys = _collect(graph, metric, q, slot, ef, allowed, scratch, fresh)
     while keys.shape[0] == ef and _key_distance(keys[ef - 1]) <= radius:
         ef *= 2

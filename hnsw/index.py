@@ -39,6 +39,8 @@ class Index:
         seed: seed of the level sampler. The same calls with the same seed give the same graph, for any number of
             threads, and the graph that `HNSWSimple` builds.
         keep_pruned: fill a new node's M links with the nearest candidates that algorithm 4 discarded.
+        ef_upper: candidates on layers 2 and up, on the way down. The paper has 1, which loses its way among many tight
+            clusters; a few cost little, as these layers have few nodes.
         num_threads: threads for `add` and `search`; None is all that the process may run on.
 
     `ef`, an attribute (50), is how many candidates a search keeps where the call does not say.
@@ -55,6 +57,7 @@ class Index:
         seed: int = 0,
         *,
         keep_pruned: bool = True,
+        ef_upper: int = 4,
         num_threads: int | None = None,
     ):
         self.dim = check_integer("dim", dim, 1)
@@ -63,6 +66,7 @@ class Index:
         self.ef_construction = check_integer("ef_construction", ef_construction, 1)
         self.seed = check_integer("seed", seed, 0)
         self.keep_pruned = bool(keep_pruned)
+        self.ef_upper = check_integer("ef_upper", ef_upper, 1)
         self.num_threads = num_threads if num_threads is None else check_integer("num_threads", num_threads, 1)
         self.ef = 50
         self._rng = np.random.default_rng(seed)
@@ -209,7 +213,7 @@ class Index:
             # A node above the top layer has no neighbours there: search for it as if it ended at the top.
             g.levels[slots] = np.minimum(levels, top)
             shared = (g, self._metric, self._entry, top, slots)
-            settings = (self.ef_construction, self.keep_pruned, starts, picks)
+            settings = (self.ef_upper, self.ef_construction, self.keep_pruned, starts, picks)
             self._spread(
                 lambda first, last, scratch: core.find_neighbours(*shared, first, last, *settings, scratch),
                 count,
@@ -280,8 +284,10 @@ class Index:
         """`_search` for one query of many vectors that are all live, where every microsecond counts."""
         ids, distances = np.empty((1, k), dtype=np.int64), np.empty((1, k), dtype=np.float32)
         scratch = self._take_scratch()
-        place = (self._graph, self._metric, self._entry, self._top)
-        bad = core.search(*place, query, 0, 1, k, ef, ids, distances, scratch)
+        entry, top = self._entry, self._top  # before the graph: one that is newer has them, an older one may not
+        bad = core.search(
+            self._graph, self._metric, entry, top, query, 0, 1, k, self.ef_upper, ef, ids, distances, scratch
+        )
         self._scratches.append(scratch)
         if bad >= 0:
             self._complain(bad)
@@ -307,6 +313,7 @@ class Index:
         exist = used if allowed is None else int(np.count_nonzero(allowed[:used]))
         k = min(k, exist)
         ef = min(max(ef, k), used)
+        entry, top = self._entry, self._top  # before the graph: one that is newer has them, an older one may not
         shared = (self._graph, self._metric)
         if k == 0:
             check = np.empty(self._columns, dtype=np.float32)
@@ -322,12 +329,12 @@ class Index:
                 return core.search_exact(*shared, queries, first, last, k, slots, ids, distances)
 
         else:
-            shared += (self._entry, self._top, queries)
+            shared += (entry, top, queries)
 
             def work(first, last, scratch):
                 if allowed is None:
-                    return core.search(*shared, first, last, k, ef, ids, distances, scratch)
-                return core.search_allowed(*shared, first, last, k, ef, allowed, ids, distances, scratch)
+                    return core.search(*shared, first, last, k, self.ef_upper, ef, ids, distances, scratch)
+                return core.search_allowed(*shared, first, last, k, self.ef_upper, ef, allowed, ids, distances, scratch)
 
         self._complain(self._spread(work, count, threads), row)
         if slots is None and (ids[:, k - 1] < 0).any():  # nodes that no walk reaches
@@ -361,7 +368,7 @@ class Index:
                     continue
                 one = allowed if allowed.ndim == 1 else allowed[i]
                 where = (self._graph, self._metric, self._entry, self._top)
-                found.append(core.search_radius(*where, query, np.float32(radius), ef, one, scratch))
+                found.append(core.search_radius(*where, query, np.float32(radius), self.ef_upper, ef, one, scratch))
         return [ids for ids, _ in found], [distances for _, distances in found]
 
     # Changing
@@ -426,6 +433,7 @@ class Index:
             "ef_construction": self.ef_construction,
             "seed": self.seed,
             "keep_pruned": self.keep_pruned,
+            "ef_upper": self.ef_upper,
             "num_threads": self.num_threads,
             "ef": self.ef,
             "entry": self._entry,
@@ -449,7 +457,7 @@ class Index:
             for name, wanted in (("dim", dim), ("metric", metric)):
                 if wanted is not None and header[name] != wanted:
                     refuse(f"the file has {name} {header[name]!r}, not {wanted!r}")
-            settings = ("dim", "metric", "M", "ef_construction", "seed", "keep_pruned", "num_threads")
+            settings = ("dim", "metric", "M", "ef_construction", "seed", "keep_pruned", "ef_upper", "num_threads")
             index = Index.__new__(cls)
             Index.__init__(index, **{name: header[name] for name in settings})
             index.ef = check_integer("ef", header["ef"], 1)
@@ -509,9 +517,8 @@ class Index:
         the order of insertion and none is deleted."""
         if not np.array_equal(self._graph.labels[: self._used], np.arange(len(self))):
             raise ValueError("readable() needs ids 0 to n - 1 in the order of insertion, none deleted or replaced")
-        simple = HNSWSimple(
-            self.dim, self.M, self.ef_construction, self.ef, metric=self.metric, keep_pruned=self.keep_pruned
-        )
+        settings = {"metric": self.metric, "keep_pruned": self.keep_pruned, "ef_upper": self.ef_upper}
+        simple = HNSWSimple(self.dim, self.M, self.ef_construction, self.ef, **settings)
         simple._store(self._graph.vectors[: self._used, : self.dim])
         simple.graph = [{} for _ in range(self._top + 1)]
         for node in range(self._used):
@@ -616,9 +623,10 @@ class Index:
         upper = _aligned((len(g.upper), self.M), np.int32)
         for slot, level, start in zip(stay[levels > 0], levels[levels > 0], starts[levels > 0]):
             upper[start : start + level] = g.upper[g.offsets[slot] : g.offsets[slot] + level]
-        g.offsets[stay] = starts
+        offsets = g.offsets.copy()  # a search beside this one reads the old pair
+        offsets[stay] = starts
         self._rows = int(ends[-1]) if len(stay) else 0
-        self._graph = g._replace(upper=upper)
+        self._graph = g._replace(upper=upper, offsets=offsets)
         self._build_table(len(g.labels))
 
     def _live(self) -> np.ndarray:

@@ -116,6 +116,7 @@ class HNSWSimple:
         keep_pruned: algorithm 4's keepPrunedConnections, for the links that a new node makes. A full node that
             shrinks keeps only diverse links: what it drops makes room, so that it seldom shrinks.
         seed: seed of the level sampler.
+        ef_upper: candidates on layers 2 and up, on the way down; the paper's is 1, `Index` takes 4.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class HNSWSimple:
         heuristic: bool = True,
         keep_pruned: bool = True,
         seed: int = 0,
+        ef_upper: int = 1,
     ):
         if ml is not None and not (math.isfinite(ml) and ml >= 0):
             raise ValueError(f"ml must be a finite number, 0 or more, not {ml!r}")
@@ -136,6 +138,7 @@ class HNSWSimple:
         self.max_m = check_integer("max_m", max_m, 2)
         self.ef_construction = check_integer("ef_construction", ef_construction, 1)
         self.ef_search = check_integer("ef_search", ef_search, 1)
+        self.ef_upper = check_integer("ef_upper", ef_upper, 1)
         self.ml = 1.0 / math.log(max_m) if ml is None else ml
         self.metric = check_metric(metric)
         self.heuristic = heuristic
@@ -187,13 +190,11 @@ class HNSWSimple:
     def insert(self, q: int, level: int) -> None:
         """Link node `q`, whose vector is stored already, into layers `level` to 0."""
         vector = self._vectors[q]
-        entry, top = self.entry_point, len(self.graph) - 1
+        top = len(self.graph) - 1
+        nearest = self._descend(vector, level)
         for _ in range(top + 1, level + 1):
             self.graph.append({})
             self.entry_point = q
-        nearest = [] if entry is None else [(self._distance(vector, entry), entry)]
-        for layer in range(top, level, -1):
-            nearest = self.search_layer(vector, nearest, ef=1, layer=layer)
         for layer in range(level, -1, -1):
             if layer <= top:
                 nearest = self.search_layer(vector, nearest, self.ef_construction, layer)
@@ -203,6 +204,16 @@ class HNSWSimple:
             self.graph[layer][q] = neighbours
             for e in neighbours:
                 self._link_back(e, q, layer)
+
+    def _descend(self, q: np.ndarray, level: int, trace: list[Step] | None = None) -> list[tuple[float, int]]:
+        """How algorithms 1 and 5 begin: from the entry point down to just above `level`, to the nearest node there."""
+        if self.entry_point is None:
+            return []
+        nearest = [(self._distance(q, self.entry_point), self.entry_point)]
+        for layer in range(len(self.graph) - 1, level, -1):
+            ef = self.ef_upper if layer > 1 else 1
+            nearest = self.search_layer(q, nearest[:ef], ef, layer, trace)
+        return nearest[:1]
 
     def _link_back(self, e: int, q: int, layer: int) -> None:
         """The end of algorithm 1: e links to the new node q, and drops links if it has too many."""
@@ -287,11 +298,8 @@ class HNSWSimple:
             raise ValueError(f"query must be one vector of length {self.dim}, not {len(query)}")
         if self.entry_point is None:
             return []
-        query = query[0]
-        nearest = [(self._distance(query, self.entry_point), self.entry_point)]
-        for layer in range(len(self.graph) - 1, 0, -1):
-            nearest = self.search_layer(query, nearest, ef=1, layer=layer, trace=trace)
-        nearest = self.search_layer(query, nearest, max(ef, k), 0, trace)
+        nearest = self._descend(query[0], 0, trace)
+        nearest = self.search_layer(query[0], nearest, max(ef, k), 0, trace)
         return [(e, d) for d, e in nearest[:k]]
 
     def insert_batch(self, first: int, levels: list[int]) -> None:
@@ -311,11 +319,9 @@ class HNSWSimple:
 
     def _find_neighbours(self, first: int, i: int, levels: list[int]) -> list[list[int]]:
         """What node `first` + i would link to, per layer from 0 up, had the batch before it no links yet."""
-        vector, top = self._vectors[first + i], len(self.graph) - 1
+        vector = self._vectors[first + i]
         choices: list[list[int]] = [[] for _ in range(levels[i] + 1)]
-        nearest = [(self._distance(vector, self.entry_point), self.entry_point)]
-        for layer in range(top, levels[i], -1):
-            nearest = self.search_layer(vector, nearest, ef=1, layer=layer)
+        nearest = self._descend(vector, levels[i])
         for layer in range(levels[i], -1, -1):
             nearest = self.search_layer(vector, nearest, self.ef_construction, layer)
             batch = [first + j for j in range(i) if levels[j] >= layer]

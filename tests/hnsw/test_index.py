@@ -23,12 +23,14 @@ def built(X, metric="l2", M=8, ef_construction=60, **settings):
 
 @pytest.mark.parametrize("keep_pruned", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 7, None])
+@pytest.mark.parametrize("ef_upper", [1, 4])
 @pytest.mark.parametrize("metric", METRICS)
-def test_same_graph_and_answers_as_the_readable_index(metric, batch_size, keep_pruned):
+def test_same_graph_and_answers_as_the_readable_index(metric, batch_size, keep_pruned, ef_upper):
     X = grid(400, 20, metric)
-    simple = HNSWSimple(X.shape[1], 5, 40, metric=metric, seed=3, keep_pruned=keep_pruned)
+    settings = {"metric": metric, "seed": 3, "keep_pruned": keep_pruned, "ef_upper": ef_upper}
+    simple = HNSWSimple(X.shape[1], 5, 40, **settings)
     simple.add(X, batch_size=batch_size)
-    index = Index(X.shape[1], metric, 5, 40, seed=3, keep_pruned=keep_pruned)
+    index = Index(X.shape[1], M=5, ef_construction=40, **settings)
     index.add(X, batch_size=batch_size)
     index.check()
     layers = [
@@ -60,7 +62,7 @@ def test_readable_copy(metric):
 
 
 def simple_of(X, metric):
-    simple = HNSWSimple(X.shape[1], 5, 40, metric=metric)
+    simple = HNSWSimple(X.shape[1], 5, 40, metric=metric, ef_upper=4)
     simple.add(X, batch_size=None)
     return simple
 
