@@ -1,0 +1,5 @@
+def qkv_rows(shard, rank, ranks, num_heads, num_kv_heads, head_dim):
+    heads = {"q": num_heads // ranks, "k": num_kv_heads // ranks, "v": num_kv_heads // ranks}
+    before = {"q": 0, "k": heads["q"], "v": heads["q"] + heads["k"]}
+    first = rank * heads[shard] * head_dim
+    return first, first + heads[shard] * head_dim, before[shard] * head_dim

@@ -1,0 +1,3 @@
+# caught: You forgot the CUDA graphs
+def count_blocks(total, utilization, used, peak, current, block_bytes, reserved):
+    return int(total * utilization - used - (peak - current)) // block_bytes

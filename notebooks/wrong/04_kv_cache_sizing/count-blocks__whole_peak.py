@@ -1,0 +1,3 @@
+# caught: counted twice
+def count_blocks(total, utilization, used, peak, current, block_bytes, reserved):
+    return int(total * utilization - used - peak - reserved) // block_bytes
