@@ -8,7 +8,6 @@ forward pass of transformers' own Qwen3 with gradients, under no_grad and under 
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +16,10 @@ from common import ROOT, record, write
 from random_models import HELP, describe, model_folder
 
 from course import roofline
-from nanovllm import LLM, SamplingParams
+from course.prefill_decode import steps_beside_a_prompt
+from nanovllm import LLM
 
 DATA = ROOT / "notebooks" / "data"
-
-
-def steps_beside_a_prompt(llm: LLM, batch: int, prompt_tokens: int, before: int = 8) -> dict[str, Any]:
-    """Seconds of each step while `batch` requests decode and a prompt of `prompt_tokens` arrives after `before` steps."""
-    params = SamplingParams(temperature=0, max_tokens=10_000, ignore_eos=True)
-    asked = [llm.add_request(prompt, params) for prompt in roofline.random_prompts(llm, batch, 32, seed=1)]
-    steps: list[dict[str, float]] = []
-    long = None
-    try:
-        for _ in range(4 * before):
-            llm.step()
-        while long is None or len(steps) < 2 * before + prompt_tokens // llm.config.max_num_batched_tokens:
-            if len(steps) == before:
-                (prompt,) = roofline.random_prompts(llm, 1, prompt_tokens, seed=2)
-                long = llm.add_request(prompt, SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))
-            start = time.perf_counter()
-            stats = llm.step()
-            roofline.synchronize(llm.model_runner.device)
-            seconds = time.perf_counter() - start
-            steps.append({"seconds": seconds, "prefill": stats.num_prefill_tokens, "decode": stats.num_decode_tokens})
-    finally:
-        for request in [*asked, *([long] if long is not None else [])]:
-            llm.abort(request)
-            llm.take_output(request)
-    return {"budget": llm.config.max_num_batched_tokens, "steps": steps}
 
 
 def transformers_modes(folder: Path, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:

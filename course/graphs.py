@@ -6,13 +6,17 @@ the list: same addresses, Python not asked again, host values frozen, and no rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from course import plots
+from course.exercises import Wrong, checker, expect_close, expect_equal
 from nanovllm.attention import AttentionMetadata
 
 Step = Callable[[], Tensor]
@@ -39,7 +43,17 @@ class Launch(NamedTuple):
         return self.function.overloadpacket.__name__
 
 
-_HOST_READS = {"_local_scalar_dense": "a number was read on the host", "nonzero": "a shape depends on values"}
+def _host_read(name: str, args: Sequence[Any]) -> str | None:
+    """Why the host would have to wait for a value of this operation's arguments, if so."""
+    if name == "_local_scalar_dense":
+        return "a number was read on the host"
+    masks = name in ("index", "index_put", "index_put_") and any(
+        isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]
+    )
+    # One number written at a mask's places needs no count of them.
+    if name == "nonzero" or (masks and not (len(args) > 2 and args[2].numel() == 1)):
+        return "a shape depends on values"
+    return None
 
 
 class _Recorder(TorchDispatchMode):
@@ -53,9 +67,10 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = function.overloadpacket.__name__
-        if self.strict and name in _HOST_READS:
+        problem = _host_read(name, args) if self.strict else None
+        if problem:
             raise CaptureError(
-                f"{name}: {_HOST_READS[name]}, but a recording has no values yet. "
+                f"{name}: {problem}, but a recording has no values yet. "
                 "On a GPU the capture fails here: operation not permitted when stream is capturing."
             )
         result = function(*args, **kwargs)
@@ -232,3 +247,285 @@ class DecodeStep:
         put(self.context_lens, [*(p + 1 for p in positions), *[0] * padding])
         width = self.block_tables.shape[1]
         put(self.block_tables, [[*table, *[0] * (width - len(table))] for table in [*tables, *[[]] * padding]])
+
+
+def static_model(llm: Any, num_blocks: int, block_size: int) -> Any:
+    """The model inside `llm` once more, in float64, with `StaticAttention` and a KV cache of its own.
+
+    float64 so that every operation is PyTorch's own (the engine has faster paths for float32 on a CPU, which a recorder
+    does not see), and so that a wrong result is a mistake and not rounding. The last block is a waste bin, see
+    `StaticAttention`.
+    """
+    original = llm.model_runner.model
+    # The engine's own cache stays where it is: it may fill the GPU.
+    memo = {id(layer.kv_cache): None for layer in original.attention_layers()}
+    model = copy.deepcopy(original, memo).double()
+    for layer in model.attention_layers():
+        layer.backend = StaticAttention()
+        shape = (num_blocks + 1, 2, layer.num_kv_heads, block_size, layer.head_dim)
+        layer.kv_cache = torch.zeros(shape, dtype=torch.float64, device=llm.model_runner.device)
+    return model
+
+
+def generate(
+    run: Callable[[], Tensor], step: DecodeStep, prompts: Sequence[Sequence[int]], num_tokens: int
+) -> list[list[int]]:
+    """Greedy tokens of `prompts` by decode steps alone: a prompt, too, is read token by token.
+
+    `run` computes the step on its static inputs and returns logits: the step itself, or a replay. Sequence i uses the
+    blocks from i * width on, where width is that of the step's block tables.
+    """
+    width = step.block_tables.shape[1]
+    tables = [list(range(row * width, (row + 1) * width)) for row in range(len(prompts))]
+    known = [list(prompt) for prompt in prompts]
+    for position in range(max(map(len, prompts)) + num_tokens - 1):
+        running = [row for row, ids in enumerate(known) if position < len(prompts[row]) + num_tokens - 1]
+        step.fill(
+            [known[row][position] for row in running], [position] * len(running), [tables[row] for row in running]
+        )
+        drawn = run()[: len(running)].argmax(-1).tolist()
+        for row, token in zip(running, drawn, strict=True):
+            if position == len(known[row]) - 1:
+                known[row].append(token)
+    return [ids[len(prompt) :] for ids, prompt in zip(known, prompts, strict=True)]
+
+
+def kept_bytes(graph: CpuGraph) -> int:
+    """Bytes of all tensors that a recording writes and nothing outside it owns: each storage once."""
+    storages = {}
+    for launch in graph.launches:
+        if not launch.function._schema.is_mutable:
+            for output in launch.outputs:
+                storages[output.untyped_storage().data_ptr()] = output.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+# --- time ----------------------------------------------------------------------------------------------------------
+
+
+def timeline(kernels: Sequence[float], launch: float, gap: float = 0.0) -> list[tuple[float, float, float]]:
+    """When each kernel's launch call ends, when it starts and when it ends, in the unit of the arguments.
+
+    The host calls one launch after the other, each takes `launch`; the device runs kernels in order, each `gap` after the
+    one before at the earliest and never before its launch is done.
+    """
+    rows, free = [], 0.0
+    for index, kernel in enumerate(kernels):
+        called = (index + 1) * launch
+        start = max(called, free + (gap if index else 0.0))
+        free = start + kernel
+        rows.append((called, start, free))
+    return rows
+
+
+def replayed(kernels: Sequence[float], launch: float, gap: float = 0.0) -> list[tuple[float, float, float]]:
+    """The same kernels in a graph: one call launches all."""
+    return [(launch, start + launch, end + launch) for _, start, end in timeline(kernels, 0.0, gap)]
+
+
+def operation_seconds(sizes: Sequence[int], device: torch.device, repeats: int = 200) -> dict[int, float]:
+    """Seconds of one ``x + x`` of float32 by the number of elements: the best of five rows of many in one go."""
+    from course import roofline
+
+    found = {}
+    with torch.inference_mode():
+        for size in sizes:
+            x = torch.ones(size, device=device)
+            out = torch.empty_like(x)
+            count = max(3, min(repeats, 2**24 // size))
+
+            def work(x: Tensor = x, out: Tensor = out, count: int = count) -> None:
+                for _ in range(count):
+                    torch.add(x, x, out=out)
+
+            found[size] = min(roofline.seconds_each({0: work}, device, 5)[0]) / count
+    return found
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+def draw_timelines(rows: Mapping[str, Sequence[tuple[float, float, float]]], unit: str = "µs") -> Any:
+    """For each name two lanes: the host's launch calls and the device's kernels."""
+    figure, axes = plots.figure(len(rows), 1, figsize=(8.4, 0.7 + 1.35 * len(rows)), sharex=True, squeeze=False)
+    for axis, (name, spans) in zip(axes[:, 0], rows.items(), strict=True):
+        calls = sorted({called for called, _, _ in spans})
+        host = [(before, called - before) for before, called in zip([0.0, *calls], calls)]
+        axis.broken_barh(host, (0.55, 0.4), facecolors=plots.COLOURS[1], edgecolor="white", linewidth=0.4)
+        device = [(start, end - start) for _, start, end in spans]
+        axis.broken_barh(device, (0.05, 0.4), facecolors=plots.COLOURS[0], edgecolor="white", linewidth=0.4)
+        end = spans[-1][2]
+        busy = sum(length for _, length in device) / end
+        axis.set(title=f"{name}: {end:,.0f} {unit}, the device works for {busy:.0%} of the time", ylim=(0, 1))
+        axis.set_yticks([0.25, 0.75], ["device", "host"])
+        axis.grid(axis="y", visible=False)
+    axes[-1, 0].set_xlabel(unit)
+    return figure
+
+
+def draw_model_timeline(kernel: float, launch: float, number: int = 40) -> Any:
+    """Timelines of `number` equal kernels, launched one by one and as a graph; times in microseconds."""
+    kernels = [kernel] * number
+    return draw_timelines({"one by one": timeline(kernels, launch), "as a graph": replayed(kernels, launch)})
+
+
+def draw_profile(profile: Mapping[str, Any], microseconds: float) -> Any:
+    """The first microseconds of a recorded step: launch calls and kernels, eagerly and replayed."""
+    figure, axes = plots.figure(2, 1, figsize=(8.4, 3.4), sharex=True)
+    for axis, (name, title) in zip(axes, (("eager", "launched one by one"), ("replay", "as a graph")), strict=True):
+        for height, key, colour in ((0.55, "calls", plots.COLOURS[1]), (0.05, "kernels", plots.COLOURS[0])):
+            spans = [(start, length) for start, length, _ in profile[name][key] if start < microseconds]
+            axis.broken_barh(spans, (height, 0.4), facecolors=colour, edgecolor="white", linewidth=0.2)
+        kernels = profile[name]["kernels"]
+        end, busy = kernels[-1][0] + kernels[-1][1], sum(length for _, length, _ in kernels)
+        axis.set(
+            title=f"{title}: {len(profile[name]['calls'])} calls, {len(kernels)} kernels, {end / 1e3:.2f} ms, "
+            f"{busy / 1e3:.2f} ms of them work",
+            ylim=(0, 1),
+            xlim=(0, microseconds),
+        )
+        axis.set_yticks([0.25, 0.75], ["GPU", "host"])
+        axis.grid(axis="y", visible=False)
+    axes[-1].set_xlabel(f"the first {microseconds:,.0f} µs of a step (a profiler makes every call slower)")
+    return figure
+
+
+def draw_operations(seconds: Mapping[int, float], device: str) -> Any:
+    """Microseconds of one addition against the number of elements."""
+    figure, axes = plots.figure()
+    axes.plot(list(seconds), [1e6 * s for s in seconds.values()], marker="o")
+    axes.set(xscale="log", yscale="log", xlabel="elements", ylabel="µs", title=f"One addition on {device}")
+    floor = min(seconds.values())
+    axes.axhline(1e6 * floor, color=plots.COLOURS[1], linestyle="--", label=f"{1e6 * floor:.1f} µs, whatever the size")
+    axes.legend()
+    return figure
+
+
+def draw_buckets(sizes: Sequence[int]) -> Any:
+    """The recorded size that serves each batch, and the share of rows that are padding."""
+    figure, (left, right) = plots.figure(1, 2, figsize=(9.0, 3.2))
+    batches = range(1, sizes[-1] + 1)
+    padded = [min(size for size in sizes if size >= batch) for batch in batches]
+    left.step(batches, padded, where="mid", color=plots.COLOURS[0], label="rows computed")
+    left.plot(batches, batches, color=plots.COLOURS[1], linewidth=1, label="sequences")
+    left.set(xlabel="sequences", ylabel="rows", title=f"{len(sizes)} recorded sizes")
+    left.legend()
+    right.plot(batches, [100 * (size - batch) / size for batch, size in zip(batches, padded)], color=plots.COLOURS[2])
+    right.set(xlabel="sequences", ylabel="% of the rows", title="Padding", ylim=(0, 60))
+    return figure
+
+
+def draw_steps(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
+    """Milliseconds a decode step against the batch, eagerly and replayed."""
+    figure, axes = plots.figure()
+    for name, label, marker in (("eager", "launched one by one", "o"), ("replay", "as a graph", "s")):
+        axes.plot(
+            [row["batch"] for row in rows],
+            [1e3 * statistics.median(row[name]) for row in rows],
+            marker=marker,
+            label=label,
+        )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set(xlabel="sequences in the batch", ylabel="ms a step", title=title, ylim=(0, None))
+    axes.legend()
+    return figure
+
+
+# --- exercises -----------------------------------------------------------------------------------------------------
+
+
+@checker("step-time")
+def _step_time(step_time: Any) -> str:
+    cases = (([1.0, 20.0, 1.0, 1.0], 4.0), ([5.0] * 4, 2.0), ([1.0] * 10, 4.0), ([10.0, 1.0, 1.0, 1.0], 4.0))
+    for kernels, launch in cases:
+        want = timeline(kernels, launch)[-1][2]
+        got = step_time(list(kernels), launch)
+        where = f"for kernels of {kernels} µs and {launch:g} µs a launch"
+        if got == len(kernels) * launch + sum(kernels):
+            raise Wrong(f"You return {got:g} µs {where}. Host and device work at the same time: the sum is too much.")
+        if got == max(len(kernels) * launch, sum(kernels)) != want:
+            raise Wrong(
+                f"You return {got:g} µs {where}, but it is {want:g}. The larger of both sums is only a lower bound: no "
+                "kernel starts before its own launch is done, and the last one still has to run.",
+                lambda axis, k=kernels, la=launch: _draw_spans(axis, timeline(k, la)),
+            )
+        expect_close(f"the time {where}", got, want)
+    return "Short kernels wait for the host, long ones hide it"
+
+
+def _draw_spans(axis: Any, rows: Sequence[tuple[float, float, float]]) -> None:
+    axis.broken_barh([(start, end - start) for _, start, end in rows], (0.05, 0.4), facecolors=plots.COLOURS[0])
+    ends = [called for called, _, _ in rows]
+    axis.broken_barh(
+        [(a, b - a) for a, b in zip([0.0, *ends], ends)], (0.55, 0.4), facecolors=plots.COLOURS[1], ec="white"
+    )
+    axis.set_yticks([0.25, 0.75], ["device", "host"])
+    axis.set_xlabel("µs")
+
+
+@checker("branch-free")
+def _branch_free(choose: Any) -> str:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 9, generator=generator, dtype=torch.float64)
+    noise = -(-torch.rand(4, 9, generator=generator, dtype=torch.float64).log()).log()  # Gumbel noise
+    temperatures = torch.zeros(4, dtype=torch.float64)
+    first = choose(logits.clone(), temperatures, noise.clone())
+    if not isinstance(first, Tensor) or first.shape != (4,):
+        raise Wrong(f"Return a tensor of 4 token ids, one a row, not {first!r}.")
+    try:
+        graph = CpuGraph(lambda: choose(logits, temperatures, noise))
+    except CaptureError as error:
+        raise Wrong(f"Your function cannot be recorded. {error}") from None
+    for case in ([0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.5, 3.0], [2.0, 0.0, 0.0, 0.7]):
+        temperatures.copy_(torch.tensor(case, dtype=torch.float64))
+        graph.replay()
+        want = [
+            int((row / t + drawn).argmax() if t else row.argmax())
+            for row, t, drawn in zip(logits, case, noise, strict=True)
+        ]
+        got = graph.output.tolist()
+        hint = "both answers have to be computed, and torch.where chooses between them"
+        expect_equal(f"recorded once and replayed at the temperatures {case}, the tokens", got, want, hint)
+    return "Recorded once, right for every mixture of temperatures"
+
+
+@checker("static-inputs")
+def _static_inputs(fill: Any) -> str:
+    def fresh() -> dict[str, Tensor]:
+        rows = {"token_ids": 0, "positions": 0, "slot_mapping": -1, "context_lens": 0}
+        return {name: torch.full((4,), value) for name, value in rows.items()}
+
+    static = fresh()
+    addresses = {name: tensor.data_ptr() for name, tensor in static.items()}
+    batches = (
+        {"token_ids": [5, 6, 7, 8], "positions": [3, 9, 1, 4], "slot_mapping": [35, 9, 17, 68]},
+        {"token_ids": [50, 60], "positions": [4, 10], "slot_mapping": [36, 10]},
+    )
+    for batch in batches:
+        rows = len(batch["token_ids"])
+        fill(static, {name: torch.tensor(values) for name, values in batch.items()})
+        moved = [name for name, tensor in static.items() if tensor.data_ptr() != addresses[name]]
+        if moved:
+            raise Wrong(
+                f"static[{moved[0]!r}] is another tensor now. The graph goes on reading the old one: write into it, with "
+                "copy_ on its first rows."
+            )
+        for name, values in batch.items():
+            expect_equal(f"with {rows} sequences, {name} of the first rows", static[name][:rows].tolist(), values)
+        wanted = [position + 1 for position in batch["positions"]]
+        hint = "the new token attends to itself"
+        expect_equal(f"with {rows} sequences, their context_lens", static["context_lens"][:rows].tolist(), wanted, hint)
+        padding = 4 - rows
+        for name, value, hint in (
+            (
+                "slot_mapping",
+                -1,
+                "a row that an earlier, larger batch left behind writes into a cache that is not its own",
+            ),
+            ("context_lens", 0, "padding rows would read blocks for nothing"),
+        ):
+            expect_equal(
+                f"with {rows} sequences, {name} of the padding", static[name][rows:].tolist(), [value] * padding, hint
+            )
+    return "Same addresses, new values, and padding that neither reads nor writes"

@@ -1,0 +1,5 @@
+def decode_inputs(token_ids, block_table, block_size):
+    """All known tokens, the sequence's blocks -> (token to compute, its position, its slot, context length)."""
+    position = len(token_ids) - 1
+    slot = block_table[position // block_size] * block_size + position % block_size
+    return token_ids[-1], position, slot, len(token_ids)
