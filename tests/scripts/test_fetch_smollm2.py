@@ -178,6 +178,7 @@ TEXTS = [
     "Hello, world! It's 2024, isn't it?",
     "in 1999  and 12 + 30 = 42.5",
     "  two spaces\n\n\tthen a tab, trailing  ",
+    "spaces  before  12 digits,\n\n3 lines,   4x² and ½",
     "naïve café 漢字 🙂 Ωmega",
     "def f(x):\n    return x**2  # 10 lines\n",
 ]
