@@ -457,7 +457,7 @@ def draw_peaks(peaks: Mapping[str, float], model: float) -> Any:
     axis.invert_yaxis()
     axis.set(xlabel="peak of the process's own memory while loading, MiB")
     axis.grid(axis="y", visible=False)
-    axis.legend(loc="lower right")
+    axis.legend(loc="upper right")
     return fig
 
 
