@@ -41,7 +41,7 @@ def names(seq_ids: Iterable[int]) -> str:
 
 
 class Replay:
-    """The steps of a run and what follows from them.
+    """The steps of a run and what follows from them; raises ValueError where there are none.
 
     Attributes:
         steps: as traced.
@@ -53,6 +53,8 @@ class Replay:
     """
 
     def __init__(self, steps: list[StepTrace], block_size: int, budget: int):
+        if not steps:
+            raise ValueError("the run has no steps yet: serve a request first.")
         self.steps = steps
         self.block_size = block_size
         self.budget = budget

@@ -140,6 +140,11 @@ def test_an_engine_without_a_trace_is_refused():
         Replay.of(llm)
 
 
+def test_an_engine_that_served_nothing_is_refused():
+    with LLM(num_kvcache_blocks=8, trace=True) as llm, pytest.raises(ValueError, match="no steps yet"):
+        Replay.of(llm)
+
+
 def test_a_run_that_does_not_end_is_reported():
     with pytest.raises(RuntimeError, match="within 3 steps"):
         simulate([Request([1, 2, 3], 10)], num_blocks=2, budget=8, max_steps=3)
