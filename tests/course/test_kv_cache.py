@@ -81,7 +81,7 @@ def test_slots_taken_are_whole_blocks_of_each_sequence(block_size):
 
 
 def test_recorded_starts_are_what_the_formula_says():
-    """Each recorded start on a GPU: the blocks follow from its terms, and serving stayed within the budget."""
+    """Each recorded start on a GPU: the blocks follow from its terms."""
     try:
         run = recorded.load("kv_cache_budget")
     except FileNotFoundError:
