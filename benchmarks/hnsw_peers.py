@@ -187,7 +187,8 @@ def resident(peer: str) -> float:
 
     X, Q = split("clusters")
     warm_up()
-    LIBRARIES[peer](X[:500], 16, 20).search(Q[:10], 20)
+    first = LIBRARIES[peer](X[:500], 16, 20)  # stays: memory that it had freed would hide a part of the next
+    first.search(Q[:10], 20)
     gc.collect()
     before = psutil.Process().memory_full_info().uss
     index = LIBRARIES[peer](X, 16, 20)

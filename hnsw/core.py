@@ -57,7 +57,7 @@ class Graph(NamedTuple):
 class Scratch(NamedTuple):
     """What one running search needs for itself."""
 
-    tags: np.ndarray  # uint16 (slots,): equals epoch[0] where the slot was visited
+    tags: np.ndarray  # uint8 (slots,): equals epoch[0] where the slot was visited
     epoch: np.ndarray  # int64 (1,)
 
 
@@ -173,11 +173,11 @@ def _distance(metric, q, vectors, slot):
 @compiled
 def _new_epoch(scratch):
     """Forget which slots were visited."""
-    if scratch.epoch[0] == 65535:
+    if scratch.epoch[0] == 255:
         scratch.tags[:] = 0
         scratch.epoch[0] = 0
     scratch.epoch[0] += 1
-    return np.uint16(scratch.epoch[0])
+    return np.uint8(scratch.epoch[0])
 
 
 @inlined

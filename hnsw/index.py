@@ -77,10 +77,10 @@ class Index:
         self._rows = 0  # rows of `upper` in use
         self._next_id = 0
         self._free: list[int] = []  # FREE slots, largest first
-        self._counts = np.zeros(4, dtype=np.int64)  # slots by state
+        self._counts = [0, 0, 0, 0]  # slots by state; Python's integers, for the sake of single queries
         self._graph = self._allocate(0, 0)
         self._norms = np.empty(0, dtype=np.float32)  # lengths of the vectors as given, cosine only
-        self._table = np.full(16, -1, dtype=np.int32)
+        self._table: np.ndarray | None = None  # slots by id, where ids are not simply the slots
         self._table_taken = 0
         self._start_runtime()
 
@@ -94,7 +94,7 @@ class Index:
 
     def __len__(self) -> int:
         """How many vectors a search can return."""
-        return int(self._counts[core.LIVE])
+        return self._counts[core.LIVE]
 
     def __contains__(self, id: int) -> bool:
         slot = self._find(np.array([id], dtype=np.int64))[0]
@@ -109,7 +109,7 @@ class Index:
     @property
     def deleted_count(self) -> int:
         """How many vectors are deleted and could be undeleted."""
-        return int(self._counts[core.DELETED])
+        return self._counts[core.DELETED]
 
     @property
     def ids(self) -> np.ndarray:
@@ -121,8 +121,8 @@ class Index:
         """Bytes of all arrays in use (spare room that was reserved but never touched is not resident)."""
         n, g = self._used, self._graph
         rows = [g.vectors[:n], g.links0[:n], g.upper[: self._rows], g.offsets[:n], g.levels[:n], g.state[:n]]
-        rows += [g.labels[:n], self._norms[: n if self.metric == "cosine" else 0], self._table]
-        return sum(a.nbytes for a in rows)
+        rows += [g.labels[:n], self._norms[: n if self.metric == "cosine" else 0]]
+        return sum(a.nbytes for a in rows) + (0 if self._table is None else self._table.nbytes)
 
     # Adding
 
@@ -234,7 +234,10 @@ class Index:
         g.state[slots] = core.LIVE
         self._counts[core.LIVE] += count
         self._allowed = None
-        self._table_taken += core.enter_slots(self._table, g.labels, g.state, slots)
+        if self._table is not None:
+            self._table_taken += core.enter_slots(self._table, g.labels, g.state, slots)
+        elif not np.array_equal(slots, ids):
+            self._build_table(len(g.labels))  # with room for all that `_reserve` expects
 
     # Searching
 
@@ -484,7 +487,7 @@ class Index:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             refuse(f"damaged ({error!r})")
         state = index._graph.state
-        index._counts = np.bincount(state, minlength=4).astype(np.int64)
+        index._counts = np.bincount(state, minlength=4).tolist()
         index._free = np.flatnonzero(state == core.FREE)[::-1].tolist()
         index._build_table(used)
         return index
@@ -560,20 +563,28 @@ class Index:
                     [self._norms[: self._used], np.empty(slots - self._used, dtype=np.float32)]
                 )
             self._scratches.clear()
-        if 2 * (self._table_taken + count) > len(self._table):
+        if self._table is not None and 2 * (self._table_taken + count) > len(self._table):
             self._build_table(need_slots)
 
     def _build_table(self, slots: int) -> None:
-        size = 16
-        while size < 2 * slots:
-            size *= 2
-        self._table = np.full(size, -1, dtype=np.int32)
+        """Make the table of ids anew, for `slots` entries; none where every id is its slot."""
         g = self._graph
         known = np.flatnonzero(g.state[: self._used] <= core.DELETED).astype(np.int32)
-        self._table_taken = core.enter_slots(self._table, g.labels, g.state, known)
+        self._table = None
+        if not np.array_equal(g.labels[known], known):
+            size = 16
+            while size < 2 * slots:
+                size *= 2
+            self._table = np.full(size, -1, dtype=np.int32)
+            self._table_taken = core.enter_slots(self._table, g.labels, g.state, known)
 
     def _find(self, ids: np.ndarray) -> np.ndarray:
         """Slots (int32) of `ids`, live or deleted; -1 for others."""
+        if self._table is None:
+            slots = np.where(ids < self._used, ids, -1).astype(np.int32)
+            inside = slots >= 0
+            slots[inside] = np.where(self._graph.state[slots[inside]] <= core.DELETED, slots[inside], -1)
+            return slots
         slots = np.empty(len(ids), dtype=np.int32)
         core.find_slots(self._table, self._graph.labels, self._graph.state, ids, slots)
         return slots
@@ -590,7 +601,8 @@ class Index:
         return slots
 
     def _set_state(self, slots: np.ndarray, state: int) -> None:
-        np.subtract.at(self._counts, self._graph.state[slots], 1)
+        for old, count in enumerate(np.bincount(self._graph.state[slots], minlength=4).tolist()):
+            self._counts[old] -= count
         self._graph.state[slots] = state
         self._counts[state] += len(slots)
         self._allowed = None
@@ -694,7 +706,7 @@ class Index:
                 return scratch
         except IndexError:
             pass
-        return core.Scratch(np.zeros(slots, dtype=np.uint16), np.zeros(1, dtype=np.int64))
+        return core.Scratch(np.zeros(slots, dtype=np.uint8), np.zeros(1, dtype=np.int64))
 
     def _spread(self, work: Callable[[int, int, core.Scratch], int | None], count: int, threads: int) -> int:
         """Call work(first, last, scratch) over range(count) in `threads` threads; the smallest answer >= 0, or -1."""

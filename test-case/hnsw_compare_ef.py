@@ -102,6 +102,8 @@ def judgements(settings: list[dict]) -> list[str]:
                 text += "None of the alternatives finds more for as few distances."
             if label == "high precision" and r["recall"] < 0.99:
                 text += " Not a high precision on this set."
+            if r["recall"] < 0.9:
+                text += f" It misses {10 * (1 - r['recall']):.1f} of ten neighbours: too many for most uses."
             sentences.append(text)
     return sentences
 
