@@ -474,6 +474,33 @@ def search(graph, metric, entry, top, queries, first, last, k, ef_upper, ef, ids
 
 
 @compiled
+def search_one(
+    vectors,
+    links0,
+    upper,
+    offsets,
+    levels,
+    state,
+    labels,
+    tags,
+    epoch,
+    metric,
+    entry,
+    top,
+    query,
+    k,
+    ef_upper,
+    ef,
+    ids,
+    distances,
+):
+    """`search` for one query: a call from Python is 1.2 us shorter with the arrays one by one than in two tuples."""
+    graph = Graph(vectors, links0, upper, offsets, levels, state, labels)
+    scratch = Scratch(tags, epoch)
+    return search(graph, metric, entry, top, query, 0, 1, k, ef_upper, ef, ids, distances, scratch)
+
+
+@compiled
 def _collect(graph, metric, q, slot, ef, allowed, scratch, fresh):
     """Algorithm 2 on layer 0 for the `ef` nearest *allowed* nodes; the others are walked over, not returned.
 

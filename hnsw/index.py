@@ -286,11 +286,12 @@ class Index:
     def _search_one(self, query: np.ndarray, k: int, ef: int) -> tuple[np.ndarray, np.ndarray]:
         """`_search` for one query of many vectors that are all live, where every microsecond counts."""
         ids, distances = np.empty((1, k), dtype=np.int64), np.empty((1, k), dtype=np.float32)
+        # In this order: beside an `add`, the graph may be newer than the entry point and the scratch newer than the
+        # graph, and never the other way round.
+        entry, top = self._entry, self._top
+        graph = self._graph
         scratch = self._take_scratch()
-        entry, top = self._entry, self._top  # before the graph: one that is newer has them, an older one may not
-        bad = core.search(
-            self._graph, self._metric, entry, top, query, 0, 1, k, self.ef_upper, ef, ids, distances, scratch
-        )
+        bad = core.search_one(*graph, *scratch, self._metric, entry, top, query, k, self.ef_upper, ef, ids, distances)
         self._scratches.append(scratch)
         if bad >= 0:
             self._complain(bad)
@@ -316,7 +317,7 @@ class Index:
         exist = used if allowed is None else int(np.count_nonzero(allowed[:used]))
         k = min(k, exist)
         ef = min(max(ef, k), used)
-        entry, top = self._entry, self._top  # before the graph: one that is newer has them, an older one may not
+        entry, top = self._entry, self._top  # before the graph, as in `_search_one`
         shared = (self._graph, self._metric)
         if k == 0:
             check = np.empty(self._columns, dtype=np.float32)
@@ -333,6 +334,8 @@ class Index:
 
         else:
             shared += (entry, top, queries)
+            if allowed is not None:
+                allowed = _padded(allowed, len(self._graph.labels))
 
             def work(first, last, scratch):
                 if allowed is None:
@@ -363,15 +366,17 @@ class Index:
         allowed = self._live() if mask is None else self._masked(mask, len(queries))
         check = np.empty(self._columns, dtype=np.float32)
         found = []
+        entry, top = self._entry, self._top  # before the graph, as in `_search_one`
+        graph = self._graph
         with self._scratch() as scratch:
             for i, query in enumerate(queries):
                 self._complain(-1 if core.load_query(self._metric, query, check) else i)
-                if self._entry < 0:
+                if entry < 0:
                     found.append((np.empty(0, np.int64), np.empty(0, np.float32)))
                     continue
-                one = allowed if allowed.ndim == 1 else allowed[i]
-                where = (self._graph, self._metric, self._entry, self._top)
-                found.append(core.search_radius(*where, query, np.float32(radius), self.ef_upper, ef, one, scratch))
+                one = _padded(allowed if allowed.ndim == 1 else allowed[i], len(graph.labels))
+                place = (graph, self._metric, entry, top, query, np.float32(radius))
+                found.append(core.search_radius(*place, self.ef_upper, ef, one, scratch))
         return [ids for ids, _ in found], [distances for _, distances in found]
 
     # Changing
@@ -558,6 +563,7 @@ class Index:
                 used = self._rows if name == "upper" else self._used
                 fresh[:used] = old[:used]
             self._graph = new
+            self._allowed = None
             if self.metric == "cosine":
                 self._norms = np.concatenate(
                     [self._norms[: self._used], np.empty(slots - self._used, dtype=np.float32)]
@@ -642,14 +648,19 @@ class Index:
         self._build_table(len(g.labels))
 
     def _live(self) -> np.ndarray:
+        """uint8 (slots and spare ones,): 1 where a node is live."""
         if self._allowed is None:
-            self._allowed = (self._graph.state[: self._used] == core.LIVE).view(np.uint8)
+            g, used = self._graph, self._used
+            allowed = np.zeros(len(g.labels), dtype=np.uint8)
+            allowed[:used] = g.state[:used] == core.LIVE
+            self._allowed = allowed
         return self._allowed
 
     def _masked(self, mask: np.ndarray, queries: int) -> np.ndarray:
         """uint8 (slots,) or (queries, slots): 1 where a live node is allowed by `mask`."""
         mask = np.asarray(mask)
-        labels, live = self._graph.labels[: self._used], self._live()
+        labels = self._graph.labels[: self._used]
+        live = self._live()[: len(labels)]
         if mask.dtype == bool:
             if mask.ndim not in (1, 2) or (mask.ndim == 2 and len(mask) != queries):
                 raise ValueError(f"a boolean mask must be (ids,) or ({queries}, ids), not {mask.shape}")
@@ -657,12 +668,12 @@ class Index:
             if mask.shape[-1] < needed:
                 raise ValueError(f"a boolean mask is indexed by id: it needs {needed} entries, not {mask.shape[-1]}")
             if mask.shape[-1] == 0:
-                return np.zeros(mask.shape[:-1] + (self._used,), dtype=np.uint8)
+                return np.zeros(mask.shape[:-1] + (len(labels),), dtype=np.uint8)
             return np.take(mask, np.minimum(labels, mask.shape[-1] - 1), axis=-1) & live
         if mask.ndim != 1:
             raise ValueError(f"a mask of ids must be (n,), not {mask.shape}")
         slots = self._find(check_ids(mask, distinct=False))
-        allowed = np.zeros(self._used, dtype=np.uint8)
+        allowed = np.zeros(len(labels), dtype=np.uint8)
         allowed[slots[slots >= 0]] = 1
         return allowed & live
 
@@ -757,6 +768,11 @@ def _aligned(shape: tuple[int, int], dtype: type) -> np.ndarray:
     raw = np.empty(size + 64, dtype=np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _padded(allowed: np.ndarray, slots: int) -> np.ndarray:
+    """`allowed` with zeros up to `slots`: a walk beside an `add` may meet nodes that are newer than the mask."""
+    return allowed if len(allowed) >= slots else np.pad(allowed, (0, slots - len(allowed)))
 
 
 def _cpus() -> int:

@@ -280,9 +280,12 @@ def test_searches_in_many_threads_beside_an_add():
 
     def look():
         while not stop.is_set():
-            ids, distances = index.search(X[:50], 3, num_threads=1)
-            if (ids < 0).any() or not np.isfinite(distances).all():
-                wrong.append(ids)
+            for how in ({}, {"mask": np.arange(200)}, {"mask": np.arange(3000) % 3 > 0}):
+                ids, distances = index.search(X[:50], 3, num_threads=1, **how)
+                if (ids < 0).any() or not np.isfinite(distances).all():
+                    wrong.append(ids)
+            if len(index.range_search(X[0], 0.0)[0][0]) != 1 or index.search(X[0], 1)[1][0, 0] != 0:
+                wrong.append("one")
 
     threads = [threading.Thread(target=look) for _ in range(3)]
     for thread in threads:
