@@ -545,7 +545,7 @@ class Index:
             upper=_aligned((rows, self.M), np.int32),
             offsets=np.empty(slots, dtype=np.int32),
             levels=np.empty(slots, dtype=np.int8),
-            state=np.empty(slots, dtype=np.uint8),
+            state=np.full(slots, core.FREE, dtype=np.uint8),
             labels=np.empty(slots, dtype=np.int64),
         )
 
@@ -669,7 +669,7 @@ class Index:
                 raise ValueError(f"a boolean mask is indexed by id: it needs {needed} entries, not {mask.shape[-1]}")
             if mask.shape[-1] == 0:
                 return np.zeros(mask.shape[:-1] + (len(labels),), dtype=np.uint8)
-            return np.take(mask, np.minimum(labels, mask.shape[-1] - 1), axis=-1) & live
+            return np.take(mask, np.clip(labels, 0, mask.shape[-1] - 1), axis=-1) & live
         if mask.ndim != 1:
             raise ValueError(f"a mask of ids must be (n,), not {mask.shape}")
         slots = self._find(check_ids(mask, distinct=False))

@@ -279,13 +279,15 @@ def test_searches_in_many_threads_beside_an_add():
     wrong, stop = [], threading.Event()
 
     def look():
-        while not stop.is_set():
-            for how in ({}, {"mask": np.arange(200)}, {"mask": np.arange(3000) % 3 > 0}):
-                ids, distances = index.search(X[:50], 3, num_threads=1, **how)
-                if (ids < 0).any() or not np.isfinite(distances).all():
-                    wrong.append(ids)
-            if len(index.range_search(X[0], 0.0)[0][0]) != 1 or index.search(X[0], 1)[1][0, 0] != 0:
-                wrong.append("one")
+        try:
+            while not stop.is_set():
+                for how in ({}, {"mask": np.arange(200)}, {"mask": np.arange(3000) % 3 > 0}):
+                    ids, distances = index.search(X[:50], 3, num_threads=1, **how)
+                    assert (ids >= 0).all() and np.isfinite(distances).all()
+                assert len(index.range_search(X[0], 0.0)[0][0]) == 1
+                assert index.search(X[0], 1)[1].tolist() == [[0]]
+        except BaseException as error:
+            wrong.append(error)
 
     threads = [threading.Thread(target=look) for _ in range(3)]
     for thread in threads:
