@@ -43,7 +43,8 @@ class _Base:
         return self._index
 
     def set_num_threads(self, num_threads: int) -> None:
-        self.num_threads = check_integer("num_threads", num_threads, 1)
+        """0 and less: all that the process may run on."""
+        self.num_threads = check_integer("num_threads", num_threads, -(2**31))
 
     def get_max_elements(self) -> int:
         return self._max_elements
@@ -53,9 +54,10 @@ class _Base:
         return 0 if self._index is None else len(self._index) + self._index.deleted_count
 
     def _threads(self, num_threads: int) -> int:
-        if num_threads == -1:
-            return check_integer("num_threads", self.num_threads, 1)
-        return check_integer("num_threads", num_threads, 1)
+        for threads in (num_threads, self.num_threads):
+            if check_integer("num_threads", threads, -(2**31)) > 0:
+                return threads
+        return _cpus()
 
     def _check_room(self, new: int) -> None:
         if self.get_current_count() + new > self._max_elements:

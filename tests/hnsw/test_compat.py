@@ -285,6 +285,45 @@ def test_recall_is_hnswlibs(space):
         assert ours > theirs - 0.01, ef
 
 
+@LIBRARIES
+@pytest.mark.parametrize("threads", [0, -3, 1, 50])
+def test_any_number_of_threads(library, threads):
+    X = data(600)
+    index = library.Index("l2", 16)
+    index.init_index(600)
+    index.set_num_threads(threads)
+    index.add_items(X)
+    index.set_ef(100)
+    for found in (index.knn_query(X, k=1), index.knn_query(X, k=1, num_threads=threads)):
+        assert (found[0][:, 0] == np.arange(600)).mean() > 0.995
+
+
+@LIBRARIES
+def test_labels_and_items_may_be_what_a_query_returned(library):
+    X = data(2000)
+    index = made(library, X, ef=10)
+    labels, _ = index.knn_query(X, k=1)
+    assert (labels[:, 0] == np.arange(2000)).mean() > 0.99
+    assert np.abs(index.get_items(labels) - X).mean() < 1e-3  # (n, 1)
+    for label in set(labels[:5].flatten()):  # numpy's integers
+        index.mark_deleted(label)
+    assert not np.isin(index.knn_query(X[:5], k=1)[0], labels[:5]).any()
+    again = pickle.loads(pickle.dumps(index))
+    assert not np.isin(again.knn_query(X[:5], k=1)[0], labels[:5]).any()
+
+
+@LIBRARIES
+def test_saving_unfilled_room_keeps_it(library, tmp_path):
+    X, path = data(400), str(tmp_path / "room.bin")
+    index = made(library, X[:200], room=400)
+    index.save_index(path)
+    again = library.Index("l2", 16)
+    again.load_index(path)
+    again.add_items(X[200:])
+    again.set_ef(100)
+    assert (again.knn_query(X, k=1)[0][:, 0] == np.arange(400)).mean() > 0.995
+
+
 # What crashes hnswlib, or passes in silence.
 
 
