@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +142,8 @@ class Index:
         whose searches run side by side (`simple.default_batch`). `progress`: None shows a bar after two seconds, True
         at once, False never.
 
-        Raises ValueError (shape, values, ids) or TypeError before anything has changed.
+        Raises ValueError (shape, values, ids) or TypeError before anything has changed. A call that is interrupted
+        keeps the vectors that it has inserted; ids that it would have replaced later are gone.
         """
         X = check_vectors(X, self.dim, "X")
         norms = None
@@ -172,22 +173,40 @@ class Index:
                 delay=2 if progress is None else 0,
                 leave=bool(progress),
             )
-            with bar:
-                start = 0
-                while start < len(X):
-                    size = batch_size or default_batch(self._used - len(self._free))
-                    batch = levels[start : start + size]
-                    opens = np.flatnonzero(batch > self._top)
-                    # A node that opens a new top layer goes alone: those after it must find it.
-                    stop = start + (max(int(opens[0]), 1) if len(opens) else len(batch))
-                    part = slice(start, stop)
-                    self._insert(X[part], new_ids[part], levels[part], norms if norms is None else norms[part], threads)
-                    bar.update(stop - start)
-                    start = stop
+            try:
+                with bar:
+                    self._insert_all(X, new_ids, levels, norms, batch_size, threads, bar)
+            except BaseException:  # Ctrl-C
+                self._recount()
+                self._repair(1)
+                raise
             self._next_id = max(self._next_id, int(new_ids.max()) + 1)
             if replaced:
                 self._allowed = None
         return new_ids
+
+    def _insert_all(
+        self,
+        X: np.ndarray,
+        new_ids: np.ndarray,
+        levels: np.ndarray,
+        norms: np.ndarray | None,
+        batch_size: int | None,
+        threads: int,
+        bar: tqdm,
+    ) -> None:
+        """Insert `X` batch by batch."""
+        start = 0
+        while start < len(X):
+            size = batch_size or default_batch(self._used - len(self._free))
+            batch = levels[start : start + size]
+            opens = np.flatnonzero(batch > self._top)
+            # A node that opens a new top layer goes alone: those after it must find it.
+            stop = start + (max(int(opens[0]), 1) if len(opens) else len(batch))
+            part = slice(start, stop)
+            self._insert(X[part], new_ids[part], levels[part], norms if norms is None else norms[part], threads)
+            bar.update(stop - start)
+            start = stop
 
     def _insert(
         self, X: np.ndarray, ids: np.ndarray, levels: np.ndarray, norms: np.ndarray | None, threads: int
@@ -197,7 +216,6 @@ class Index:
         reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
         slots = np.array(reused + list(range(self._used, self._used + count - len(reused))), dtype=np.int32)
         self._used += count - len(reused)
-        self._counts[core.FREE] -= len(reused)
         g.vectors[slots, : self.dim] = X
         g.vectors[slots, self.dim :] = 0
         if norms is not None:
@@ -208,6 +226,9 @@ class Index:
         self._rows += int(levels.sum())
         starts = np.cumsum(levels + 1) - (levels + 1)
         picks = np.full((int(levels.sum()) + count, self.M), -1, dtype=np.int32)
+        core.set_links(g, slots, starts, picks)  # none yet
+        self._counts[core.FREE] += count - len(reused)
+        self._set_state(slots, core.RETIRED)  # until they are linked: an interrupted call is mended away
         top = self._top
         if top >= 0:
             # A node above the top layer has no neighbours there: search for it as if it ended at the top.
@@ -222,18 +243,12 @@ class Index:
             g.levels[slots] = levels
         core.set_links(g, slots, starts, picks)
         if threads > 1 and count >= 64:
-            list(
-                _pool().map(
-                    lambda part: core.link_back(g, self._metric, slots, starts, picks, part, threads), range(threads)
-                )
-            )
+            _run(lambda part: core.link_back(g, self._metric, slots, starts, picks, part, threads), threads)
         else:
             core.link_back(g, self._metric, slots, starts, picks, 0, 1)
         if levels[0] > top:
             self._entry, self._top = int(slots[0]), int(levels[0])
-        g.state[slots] = core.LIVE
-        self._counts[core.LIVE] += count
-        self._allowed = None
+        self._set_state(slots, core.LIVE)
         if self._table is not None:
             self._table_taken += core.enter_slots(self._table, g.labels, g.state, slots)
         elif not np.array_equal(slots, ids):
@@ -491,10 +506,7 @@ class Index:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             refuse(f"damaged ({error!r})")
-        state = index._graph.state
-        index._counts = np.bincount(state, minlength=4).tolist()
-        index._free = np.flatnonzero(state == core.FREE)[::-1].tolist()
-        index._build_table(used)
+        index._recount()
         return index
 
     # Checking
@@ -613,6 +625,15 @@ class Index:
         self._counts[state] += len(slots)
         self._allowed = None
 
+    def _recount(self) -> None:
+        """Derive what is counted and listed from the states and ids of the slots."""
+        state, labels = self._graph.state[: self._used], self._graph.labels[: self._used]
+        self._counts = np.bincount(state, minlength=4).tolist()
+        self._free = np.flatnonzero(state == core.FREE)[::-1].tolist()
+        self._next_id = max(self._next_id, int(labels[state <= core.DELETED].max(initial=-1)) + 1)
+        self._allowed = None
+        self._build_table(len(self._graph.labels))
+
     def _repair(self, threads: int) -> None:
         """Unlink RETIRED nodes and make their slots FREE."""
         g, used = self._graph, self._used
@@ -625,7 +646,7 @@ class Index:
                 def repair(part):
                     core.repair(g, self._metric, used, part, threads, scratches[part])
 
-                list(_pool().map(repair, range(threads)))
+                _run(repair, threads)
         else:
             with self._scratch() as scratch:
                 core.repair(g, self._metric, used, 0, 1, scratch)
@@ -738,8 +759,16 @@ class Index:
             with workers:
                 return piece(i)
 
-        bad = [answer for answer in _pool().map(limited, range(pieces)) if answer >= 0]
-        return min(bad, default=-1)
+        return min((answer for answer in _run(limited, pieces) if answer >= 0), default=-1)
+
+
+def _run(work: Callable[[int], int | None], pieces: int) -> list:
+    """[work(0), work(1), ...], side by side. Also where it is interrupted, all have ended when it returns."""
+    futures = [_pool().submit(work, i) for i in range(pieces)]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        wait(futures)
 
 
 def check_ids(ids: np.ndarray, count: int | None = None, distinct: bool = True) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from vector_sets import clusters, exact, grid, recall
 
-from hnsw import HNSWSimple, Index
+from hnsw import HNSWSimple, Index, core
 from hnsw.simple import METRICS
 
 
@@ -299,6 +299,35 @@ def test_searches_in_many_threads_beside_an_add():
         thread.join()
     assert not wrong and len(index) == 3000
     assert np.array_equal(index.search(X[:20], 1, ef=60)[1], np.zeros((20, 1)))
+
+
+@pytest.mark.parametrize("function", ["find_neighbours", "link_back", "enter_slots"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_interrupted_add_leaves_a_whole_index(monkeypatch, function, threads):
+    X = grid(1500, 6, "l2")
+    index = Index(6, M=4, ef_construction=20, num_threads=threads)
+    index.add(X[:700], ids=np.arange(700)[::-1])
+    original, calls = getattr(core, function), []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        original(*arguments)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(core, function, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        index.add(X[:1300], ids=np.arange(200, 1500))
+    monkeypatch.undo()
+    index.check()
+    ids = index.ids
+    assert len(index) == len(ids) == len(set(ids.tolist())) and 200 <= len(ids) < 1500
+    assert np.isin(index.search(X[:50], 3)[0], ids).all()
+    assert index.add(X[:3])[0] > ids.max()  # a number that nobody has
+    index.add(X, ids=np.arange(1500))
+    index.check()
+    assert np.array_equal(index.get(np.arange(1500)), X)
+    assert recall(index.search(X[:200], 1, ef=100)[0], exact(X, X[:200], 1)) > 0.97
 
 
 def test_many_epochs_of_visited_marks():
