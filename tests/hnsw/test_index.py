@@ -311,9 +311,10 @@ def test_an_interrupted_add_leaves_a_whole_index(monkeypatch, function, threads)
 
     def interrupted(*arguments):
         calls.append(1)
-        original(*arguments)
+        result = original(*arguments)
         if len(calls) == 9:
             raise KeyboardInterrupt
+        return result
 
     monkeypatch.setattr(core, function, interrupted)
     with pytest.raises(KeyboardInterrupt):
