@@ -26,6 +26,7 @@ from .simple import (
 )
 
 MAX_SLOTS = 2**31 - 1
+MAX_ID = 2**63 - 1
 
 
 class Index:
@@ -97,6 +98,8 @@ class Index:
         return self._counts[core.LIVE]
 
     def __contains__(self, id: int) -> bool:
+        if not 0 <= id <= MAX_ID:
+            return False
         slot = self._find(np.array([id], dtype=np.int64))[0]
         return slot >= 0 and self._graph.state[slot] == core.LIVE
 
@@ -114,7 +117,8 @@ class Index:
     @property
     def ids(self) -> np.ndarray:
         """The ids that a search can return, int64, in the order of their slots."""
-        return self._graph.labels[: self._used][self._graph.state[: self._used] == core.LIVE]
+        used, g = self._used, self._graph  # in this order: beside an `add`, the graph has room for all that is used
+        return g.labels[:used][g.state[:used] == core.LIVE]
 
     @property
     def nbytes(self) -> int:
@@ -153,7 +157,12 @@ class Index:
             check_integer("batch_size", batch_size, 1)
         threads = self._threads(num_threads)
         with self._lock:
-            new_ids = np.arange(self._next_id, self._next_id + len(X)) if ids is None else check_ids(ids, len(X))
+            if ids is None and self._next_id + len(X) > MAX_ID + 1:
+                raise ValueError(f"no numbers are free after id {self._next_id - 1}: give ids")
+            if ids is None:
+                new_ids = self._next_id + np.arange(len(X))
+            else:
+                new_ids = check_ids(ids, len(X))
             old = self._find(new_ids)
             replaced = int((old >= 0).sum())
             if self._used - len(self._free) + len(X) > MAX_SLOTS:
@@ -670,18 +679,18 @@ class Index:
 
     def _live(self) -> np.ndarray:
         """uint8 (slots and spare ones,): 1 where a node is live."""
-        if self._allowed is None:
-            g, used = self._graph, self._used
+        used, g, allowed = self._used, self._graph, self._allowed
+        if allowed is None or len(allowed) < len(g.labels):
             allowed = np.zeros(len(g.labels), dtype=np.uint8)
             allowed[:used] = g.state[:used] == core.LIVE
             self._allowed = allowed
-        return self._allowed
+        return allowed
 
     def _masked(self, mask: np.ndarray, queries: int) -> np.ndarray:
         """uint8 (slots,) or (queries, slots): 1 where a live node is allowed by `mask`."""
         mask = np.asarray(mask)
-        labels = self._graph.labels[: self._used]
-        live = self._live()[: len(labels)]
+        used = self._used
+        labels, live = self._graph.labels[:used], self._live()[:used]
         if mask.dtype == bool:
             if mask.ndim not in (1, 2) or (mask.ndim == 2 and len(mask) != queries):
                 raise ValueError(f"a boolean mask must be (ids,) or ({queries}, ids), not {mask.shape}")
@@ -780,7 +789,7 @@ def check_ids(ids: np.ndarray, count: int | None = None, distinct: bool = True) 
         raise TypeError(f"ids must be integers, not {array.dtype}")
     if array.ndim != 1 or (count is not None and len(array) != count):
         raise ValueError(f"ids must have shape ({'n' if count is None else count},), not {array.shape}")
-    if array.size and (int(array.min()) < 0 or int(array.max()) > np.iinfo(np.int64).max):
+    if array.size and (int(array.min()) < 0 or int(array.max()) > MAX_ID):
         raise ValueError(f"ids must be from 0 to 2**63 - 1, not {int(array.min())} to {int(array.max())}")
     array = array.astype(np.int64)
     if distinct and array.size:

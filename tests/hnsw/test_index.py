@@ -410,6 +410,17 @@ def test_bad_vectors_and_ids_change_nothing(vectors, ids, error, message):
     assert index.ids.tolist() == [5] and index.get([5]).tolist() == [[1, 0]]
 
 
+def test_the_largest_id():
+    index = built(grid(5, 3, "l2"))
+    index.add([1, 2, 3], ids=[2**63 - 1])
+    assert 2**63 - 1 in index and 2**63 not in index and -1 not in index
+    assert index.search([1, 2, 3], 1, mask=[2**63 - 1])[0].tolist() == [[2**63 - 1]]
+    with pytest.raises(ValueError, match="no numbers are free after id 9223372036854775807"):
+        index.add([1, 2, 3])
+    index.add([3, 2, 1], ids=[9])
+    assert len(index) == 7
+
+
 def test_bad_searches():
     index = built(grid(20, 4, "l2"))
     good = np.zeros((3, 4))
