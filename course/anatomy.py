@@ -134,7 +134,8 @@ def run_engine(llm: Any, token_ids: Sequence[int]) -> EngineRun:
     def watch(name: str) -> Callable[[Any, tuple[Any, ...], Any], None]:
         def keep(_module: Any, arguments: tuple[Any, ...], output: Any) -> None:
             inputs[name] = tuple(a.clone() for a in arguments if isinstance(a, Tensor))
-            outputs[name] = (output[0] if isinstance(output, tuple) else output).clone()
+            # A decoder layer returns two parts of the stream, which the next norm adds up.
+            outputs[name] = output[0] + output[1] if isinstance(output, tuple) else output.clone()
 
         return keep
 

@@ -43,6 +43,8 @@ class EngineConfig(StrictArguments):
         enable_prefix_caching: let requests share the KV blocks of equal prefixes.
         seed: seed of the requests that bring none.
         trace: record what each step decided.
+        async_scheduling: launch each step before the tokens of the one before it are read. None does so on a GPU, where it
+            hides Python's time. The tokens are the same; several processes (tensor_parallel_size) and trace take turns.
     """
 
     model: str = str(EMBEDDED_MODEL)
@@ -61,6 +63,7 @@ class EngineConfig(StrictArguments):
     enable_prefix_caching: bool = True
     seed: int = 0
     trace: bool = False
+    async_scheduling: bool | None = None
 
     def __post_init__(self):
         if not isinstance(self.model, (str, Path)):
@@ -79,6 +82,8 @@ class EngineConfig(StrictArguments):
         check_int("tensor_parallel_size", self.tensor_parallel_size, 1)
         for name in ("enforce_eager", "enable_prefix_caching", "trace"):
             check_bool(name, getattr(self, name))
+        if self.async_scheduling is not None:
+            check_bool("async_scheduling", self.async_scheduling)
         if self.kvcache_block_size is not None:
             check_int("kvcache_block_size", self.kvcache_block_size, 1)
             check_choice("kvcache_block_size", self.kvcache_block_size, (16, 32, 64, 128, 256))

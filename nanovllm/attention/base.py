@@ -9,8 +9,8 @@ Token slot s lives in block s // block_size at offset s % block_size.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -39,14 +39,17 @@ class AttentionMetadata:
     max_context_len: int
 
 
-class AttentionBackend(Protocol):
+class AttentionBackend(ABC):
     """Stores the step's keys and values in the paged cache, then attends causally over each sequence's whole context."""
 
     name: str
-    supports_cuda_graphs: bool
+    supports_cuda_graphs = False
     """Whether a decode step launches the same kernels for the same batch size and reads no tensor on the host."""
+    fused = False
+    """Whether the model and the sampler around this backend run our fused Triton kernels too. They store keys and values
+    themselves, and only `attend` is called."""
 
-    def check(self, *, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
+    def check(self, *, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:  # noqa: B027
         """Raises ValueError that names the argument and the allowed values where the backend cannot serve it."""
 
     def __call__(
@@ -59,3 +62,15 @@ class AttentionBackend(Protocol):
         scale: float,
     ) -> torch.Tensor:
         """q (T, H, D), k and v (T, KV, D), kv_cache as above -> (T, H, D). Query head h reads KV head h // (H // KV)."""
+        self.store(k, v, kv_cache, metadata.slot_mapping)
+        return self.attend(q, kv_cache, metadata, scale)
+
+    @abstractmethod
+    def store(self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+        """Writes k and v (T, KV, D) into the cache at their slots (T); slot -1 is skipped."""
+
+    @abstractmethod
+    def attend(
+        self, q: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata, scale: float
+    ) -> torch.Tensor:
+        """q (T, H, D) over a cache that holds the step's keys and values already -> (T, H, D)."""

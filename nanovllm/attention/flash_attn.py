@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import torch
 
-from nanovllm.attention.base import AttentionMetadata
+from nanovllm.attention.base import AttentionBackend, AttentionMetadata
 from nanovllm.kernels.store_kv import store_kv
 
 PAGE = 256
 DTYPES = (torch.float16, torch.bfloat16)
 
 
-class FlashAttention:
+class FlashAttention(AttentionBackend):
     """Serves block sizes that are multiples of 256, head dimensions up to 256 that are multiples of 8, fp16 and bf16.
 
     Raises:
@@ -24,6 +24,7 @@ class FlashAttention:
 
     name = "flash_attn"
     supports_cuda_graphs = True
+    fused = True
 
     def __init__(self) -> None:
         try:
@@ -37,7 +38,6 @@ class FlashAttention:
         self._decode = flash_attn_with_kvcache
 
     def check(self, *, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Raises ValueError that names the argument and the allowed values where the backend cannot serve it."""
         if block_size <= 0 or block_size % PAGE:
             raise ValueError(f"block_size must be a multiple of {PAGE} for the flash_attn backend, got {block_size}")
         if not 0 < head_dim <= 256 or head_dim % 8:
@@ -49,17 +49,12 @@ class FlashAttention:
         if torch.device(device).type != "cuda":
             raise ValueError(f"device must be a CUDA device for the flash_attn backend, got {device}")
 
-    def __call__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        kv_cache: torch.Tensor,
-        metadata: AttentionMetadata,
-        scale: float,
+    def store(self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+        store_kv(k, v, kv_cache, slot_mapping)
+
+    def attend(
+        self, q: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata, scale: float
     ) -> torch.Tensor:
-        """q (T, H, D), k and v (T, KV, D), kv_cache as in `base` -> (T, H, D)."""
-        store_kv(k, v, kv_cache, metadata.slot_mapping)
         keys, values = kv_cache[:, 0].transpose(1, 2), kv_cache[:, 1].transpose(1, 2)
         decodes = metadata.num_decodes
         parts = []

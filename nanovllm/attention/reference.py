@@ -5,31 +5,20 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from nanovllm.attention.base import AttentionMetadata
+from nanovllm.attention.base import AttentionBackend, AttentionMetadata
 
 
-class ReferenceAttention:
+class ReferenceAttention(AttentionBackend):
     """Gathers each sequence's keys and values from its blocks, then calls PyTorch's attention.
 
     Serves any device, dtype, head dimension and block size.
     """
 
     name = "reference"
-    supports_cuda_graphs = False
 
-    def check(self, *, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        pass
-
-    def __call__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        kv_cache: torch.Tensor,
-        metadata: AttentionMetadata,
-        scale: float,
+    def attend(
+        self, q: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata, scale: float
     ) -> torch.Tensor:
-        self.store(k, v, kv_cache, metadata.slot_mapping)
         num_decodes = metadata.num_decodes
         if num_decodes == len(metadata.context_lens):
             return self.decode(q, kv_cache, metadata, scale)
@@ -40,7 +29,6 @@ class ReferenceAttention:
         return out
 
     def store(self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
-        """Writes k and v (T, KV, D) into the cache at their slots (T); slot -1 is skipped."""
         block_size = kv_cache.shape[3]
         kept = slot_mapping >= 0
         k, v, slots = k[kept], v[kept], slot_mapping[kept]

@@ -11,7 +11,7 @@ import os
 
 import torch
 
-from nanovllm.attention.base import AttentionMetadata
+from nanovllm.attention.base import AttentionBackend, AttentionMetadata
 from nanovllm.kernels.paged_decode import paged_decode
 from nanovllm.kernels.ragged_prefill import ragged_prefill
 from nanovllm.kernels.store_kv import store_kv
@@ -20,14 +20,14 @@ SIZES = (16, 32, 64, 128, 256)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-class TritonAttention:
+class TritonAttention(AttentionBackend):
     """Serves block sizes and head dimensions that are powers of two from 16 to 256, in fp16, bf16 and fp32."""
 
     name = "triton"
     supports_cuda_graphs = True
+    fused = True
 
     def check(self, *, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Raises ValueError that names the argument and the allowed values where the backend cannot serve it."""
         for argument, value in (("block_size", block_size), ("head_dim", head_dim)):
             if value not in SIZES:
                 raise ValueError(f"{argument} must be one of {SIZES} for the triton backend, got {value}")
@@ -39,17 +39,12 @@ class TritonAttention:
                 "(tests run it elsewhere with TRITON_INTERPRET=1 set before Python starts)"
             )
 
-    def __call__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        kv_cache: torch.Tensor,
-        metadata: AttentionMetadata,
-        scale: float,
+    def store(self, k: torch.Tensor, v: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+        store_kv(k, v, kv_cache, slot_mapping)
+
+    def attend(
+        self, q: torch.Tensor, kv_cache: torch.Tensor, metadata: AttentionMetadata, scale: float
     ) -> torch.Tensor:
-        """q (T, H, D), k and v (T, KV, D), kv_cache as in `base` -> (T, H, D)."""
-        store_kv(k, v, kv_cache, metadata.slot_mapping)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         decodes = metadata.num_decodes
         if decodes:

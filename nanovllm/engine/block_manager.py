@@ -8,6 +8,7 @@ PagedAttention's prefix sharing, Kwon et al. 2023, section 4.4). Equal hash, equ
 from __future__ import annotations
 
 from array import array
+from collections import OrderedDict
 from collections.abc import Iterable
 
 import xxhash
@@ -38,7 +39,7 @@ class BlockManager:
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self.ref_counts = [0] * num_blocks
-        self.free_blocks: dict[int, None] = dict.fromkeys(range(num_blocks))  # a dict is an ordered set
+        self.free_blocks: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # an ordered set
         self.block_of_hash: dict[int, int] = {}
         self.hash_of_block: dict[int, int] = {}
 
@@ -121,8 +122,7 @@ class BlockManager:
         seq.num_computed_tokens = 0
 
     def _take_free_block(self) -> int:
-        block = next(iter(self.free_blocks))
-        del self.free_blocks[block]
+        block, _ = self.free_blocks.popitem(last=False)
         key = self.hash_of_block.pop(block, None)
         if key is not None:
             del self.block_of_hash[key]

@@ -16,19 +16,36 @@ from nanovllm.layers.sampler import SamplingBatch
 @dataclass(slots=True)
 class StepInputs:
     """Attributes:
-    token_ids, positions: (T) int64, the new tokens of all sequences and their positions.
+    token_ids, positions: (T), the new tokens of all sequences and their positions.
     metadata: what attention needs.
     sampled_rows: rows of the T tokens whose logits are needed; one for each sequence that samples, in batch order.
+        None where all are.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     metadata: AttentionMetadata
-    sampled_rows: torch.Tensor
+    sampled_rows: torch.Tensor | None = None
 
 
-def prepare_inputs(batch: Batch, block_size: int, device: torch.device) -> StepInputs:
-    """Flattens the batch: tokens one sequence after the other, block tables padded with 0 to the longest."""
+@dataclass(slots=True)
+class Drawn:
+    """What a launched step draws: tokens that are on the device before they are known on the host.
+
+    Attributes:
+        tokens: int64, on the device.
+        index_of: for each sequence that samples, by seq_id, where in `tokens` its token is.
+    """
+
+    tokens: torch.Tensor
+    index_of: dict[int, int]
+
+
+def prepare_inputs(batch: Batch, block_size: int, device: torch.device, drawn: Drawn | None = None) -> StepInputs:
+    """Flattens the batch: tokens one sequence after the other, block tables padded with 0 to the longest.
+
+    Tokens in flight are taken from `drawn`, what the last launched step draws.
+    """
     scheduled = batch.scheduled
     counts = np.fromiter((entry.num_new_tokens for entry in scheduled), np.int64, len(scheduled))
     starts = np.fromiter((entry.seq.num_computed_tokens for entry in scheduled), np.int64, len(scheduled))
@@ -44,8 +61,14 @@ def prepare_inputs(batch: Batch, block_size: int, device: torch.device) -> StepI
     positions = np.arange(query_start[-1]) - query_start[owner] + starts[owner]
     slots = block_tables[owner, positions // block_size] * block_size + positions % block_size
     token_ids: list[int] = []
+    unknown: list[int] = []
+    sources: list[int] = []
     for seq, num_new_tokens in scheduled:
         token_ids += seq.token_ids[seq.num_computed_tokens : seq.num_computed_tokens + num_new_tokens]
+        if seq.num_computed_tokens + num_new_tokens > len(seq.token_ids):
+            unknown.append(len(token_ids))
+            sources.append(drawn.index_of[seq.seq_id])
+            token_ids.append(0)
     samples = np.fromiter((entry.samples for entry in scheduled), bool, len(scheduled))
     context_lens = starts + counts
 
@@ -53,8 +76,11 @@ def prepare_inputs(batch: Batch, block_size: int, device: torch.device) -> StepI
         tensor = torch.as_tensor(array).to(dtype)
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
+    tokens = to_device(token_ids, torch.int64)
+    if unknown:
+        tokens[to_device(unknown, torch.int64)] = drawn.tokens[to_device(sources, torch.int64)]
     return StepInputs(
-        token_ids=to_device(token_ids, torch.int64),
+        token_ids=tokens,
         positions=to_device(positions, torch.int64),
         metadata=AttentionMetadata(
             query_start=to_device(query_start, torch.int32),
@@ -69,7 +95,7 @@ def prepare_inputs(batch: Batch, block_size: int, device: torch.device) -> StepI
     )
 
 
-def prepare_sampling(seqs: list[Sequence], vocab_size: int, device: torch.device) -> SamplingBatch:
+def prepare_sampling(seqs: list[Sequence], vocab_size: int, device: torch.device, fused: bool = False) -> SamplingBatch:
     """The sampling parameters of the sequences that sample in this step."""
     params = [seq.sampling_params for seq in seqs]
 
@@ -81,6 +107,7 @@ def prepare_sampling(seqs: list[Sequence], vocab_size: int, device: torch.device
         seeds=to_device([seq.seed for seq in seqs], torch.int64),
         positions=to_device([seq.num_tokens for seq in seqs], torch.int64),
         all_greedy=all(p.greedy for p in params),
+        fused=fused,
     )
     if any(p.filters and not p.greedy for p in params):
         batch.top_k = to_device([p.top_k if p.top_k > 0 else vocab_size for p in params], torch.int64)

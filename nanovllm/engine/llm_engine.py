@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
@@ -12,7 +15,8 @@ import xxhash
 from nanovllm.config import EngineConfig, ModelConfig
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.detokenizer import Detokenizer
-from nanovllm.engine.scheduler import Scheduler
+from nanovllm.engine.model_runner import LaunchedStep
+from nanovllm.engine.scheduler import Batch, Scheduler
 from nanovllm.engine.sequence import FinishReason, Sequence
 from nanovllm.engine.tensor_parallel import make_model_runner
 from nanovllm.engine.trace import Trace
@@ -44,6 +48,15 @@ class StepStats(NamedTuple):
     finished: list[Request]
 
 
+class InFlight(NamedTuple):
+    """A launched step whose tokens have not been read. `starts` is what `Scheduler.advance` returned."""
+
+    batch: Batch
+    num_decodes: int
+    starts: list[int]
+    step: LaunchedStep
+
+
 class LLMEngine:
     """Scheduler, model runner and tokenizer of one model.
 
@@ -52,6 +65,7 @@ class LLMEngine:
         model_config: the checkpoint's shape.
         tokenizer: the checkpoint's, or None.
         max_model_len: most tokens of one sequence: the least of the setting, the model's positions and the KV cache.
+        async_scheduling: whether a step is launched before the tokens of the one before it are read.
         trace: what each step decided, where the engine was made with `trace=True`; else None.
     """
 
@@ -73,7 +87,10 @@ class LLMEngine:
             max_model_len=self.max_model_len,
             eos_token_ids=self.model_config.eos_token_ids,
         )
+        self.async_scheduling = self.model_runner.runs_ahead
         self.trace = Trace() if config.trace else None
+        self._in_flight: deque[InFlight] = deque()
+        self._need_known_tokens: set[int] = set()  # requests whose sampling reads earlier tokens on the host
         self._request_ids = count()
         self._seq_ids = count()
         self._requests: dict[int, Request] = {}
@@ -140,6 +157,8 @@ class LLMEngine:
         detokenizers = [Detokenizer(self.tokenizer, params.stop) if self.tokenizer else None for _ in sequences]
         request = Request(request_id, sequences, detokenizers)
         self._requests[request_id] = request
+        if params.penalizes or params.logprobs is not None:
+            self._need_known_tokens.add(request_id)
         for seq in sequences:
             self._request_of_seq[seq.seq_id] = request
             self.scheduler.add(seq)
@@ -159,6 +178,7 @@ class LLMEngine:
     def take_output(self, request_id: int) -> RequestOutput:
         """The result of a finished request, which the engine then forgets."""
         request = self._requests.pop(request_id)
+        self._need_known_tokens.discard(request_id)
         completions = []
         for seq, detokenizer in zip(request.sequences, request.detokenizers, strict=True):
             del self._request_of_seq[seq.seq_id]
@@ -183,23 +203,58 @@ class LLMEngine:
         the others, and the engine, stay usable, unless a process that shares the model was lost: that closes the engine.
         """
         start = time.perf_counter()
+        if self._in_flight or self._may_run_ahead():
+            return self._step_ahead(start)
         batch = self.scheduler.schedule()
         if not batch.scheduled:
             return StepStats(0, 0, time.perf_counter() - start, [])
         if self.trace:
             self.trace.decided(self.scheduler, batch, start)
-        num_decodes = sum(
-            entry.seq.num_completion_tokens > 0 and entry.num_new_tokens == 1 for entry in batch.scheduled
-        )
-        try:
+        num_decodes = count_decodes(batch)
+        with self._failing(batch):
             token_ids = self.model_runner.execute(batch)
+        advanced = self.scheduler.update(batch, token_ids)
+        return self._booked(batch, num_decodes, advanced, start)
+
+    def _step_ahead(self, start: float) -> StepStats:
+        """Launches the next step before it reads the tokens of the one before, so that the GPU never waits for Python.
+
+        The first call after a pause only launches; where nothing is left to launch, only the last step is read.
+        """
+        launched = False
+        if not self._in_flight or self._may_run_ahead():
+            batch = self.scheduler.schedule()
+            launched = bool(batch.scheduled)
+            if launched:
+                num_decodes = count_decodes(batch)
+                with self._failing(batch):
+                    step = self.model_runner.launch(batch)
+                self._in_flight.append(InFlight(batch, num_decodes, self.scheduler.advance(batch), step))
+        if not self._in_flight or (launched and len(self._in_flight) == 1):
+            return StepStats(0, 0, time.perf_counter() - start, [])
+        batch, num_decodes, starts, step = self._in_flight.popleft()
+        with self._failing(batch):
+            token_ids = step.tokens()
+        return self._booked(batch, num_decodes, self.scheduler.book(batch, starts, token_ids), start)
+
+    def _may_run_ahead(self) -> bool:
+        """Whether the next step can be launched without the last one's tokens, and nobody looks at each step."""
+        return self.async_scheduling and self.trace is None and not self._need_known_tokens
+
+    @contextmanager
+    def _failing(self, batch: Batch) -> Iterator[None]:
+        """Finishes the batch's requests with an error where the block raises."""
+        try:
+            yield
         except BaseException:
             for entry in batch.scheduled:
                 self.scheduler.finish(entry.seq, FinishReason.ERROR)
             if self.model_runner.failure:
                 self.close()
             raise
-        advanced = self.scheduler.update(batch, token_ids)
+
+    def _booked(self, batch: Batch, num_decodes: int, advanced: list[Sequence], start: float) -> StepStats:
+        """What follows from the tokens that the sequences got."""
         for seq in advanced:
             if seq.sampling_params.stop:
                 self._find_stop_string(seq)
@@ -222,9 +277,17 @@ class LLMEngine:
         if self._closed:
             return
         self._closed = True
+        self._in_flight.clear()
         for request_id in list(self._requests):
             self.abort(request_id)
         self.model_runner.close()
+
+
+def count_decodes(batch: Batch) -> int:
+    """How many of the batch's tokens continue a sequence that has generated one already."""
+    return sum(
+        entry.num_new_tokens == 1 and entry.seq.num_tokens > entry.seq.num_prompt_tokens for entry in batch.scheduled
+    )
 
 
 def detokenize(seq: Sequence, detokenizer: Detokenizer) -> None:

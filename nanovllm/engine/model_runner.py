@@ -7,13 +7,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from nanovllm.attention import AttentionMetadata, get_backend
 from nanovllm.config import EngineConfig, ModelConfig
 from nanovllm.engine.cuda_graphs import DecodeGraphs, bucket_sizes
-from nanovllm.engine.input_batch import StepInputs, prepare_inputs, prepare_sampling
+from nanovllm.engine.input_batch import Drawn, StepInputs, prepare_inputs, prepare_sampling
 from nanovllm.engine.scheduler import Batch
 from nanovllm.engine.sequence import Sequence
 from nanovllm.layers.packed import pack_weights
@@ -23,6 +24,9 @@ from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.context import TensorParallel
 from nanovllm.utils.loader import load_model
 from nanovllm.utils.memory import kv_block_bytes, num_kv_blocks
+
+if TYPE_CHECKING:
+    from nanovllm.engine.decode_rows import DecodeRows
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +65,34 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     return chosen
 
 
+class LaunchedStep:
+    """A step on its way: the host may go on, and ask for the tokens when it needs them.
+
+    Args:
+        drawn: (R) int64, the tokens that the step draws, on the device; may be overwritten by the next step.
+        rows: for each entry of the batch the row of its token, or None where it samples none.
+    """
+
+    def __init__(self, drawn: torch.Tensor, rows: list[int | None]):
+        self._rows = rows
+        self._event: torch.cuda.Event | None = None
+        self._host = drawn
+        if drawn.is_cuda:
+            self._host = torch.empty(drawn.shape, dtype=drawn.dtype, pin_memory=True)
+            self._host.copy_(drawn, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        elif drawn.numel():
+            self._host = drawn.clone()
+
+    def tokens(self) -> list[int | None]:
+        """Waits for the step. A token for each entry of the batch that samples, None for the others."""
+        if self._event:
+            self._event.synchronize()
+        tokens = self._host.tolist()
+        return [None if row is None else tokens[row] for row in self._rows]
+
+
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
@@ -83,6 +115,7 @@ class ModelRunner:
 
     Attributes:
         num_kvcache_blocks, block_size: the KV cache's size.
+        runs_ahead: whether the engine should launch a step before it reads the tokens of the one before.
         failure: why the processes that share the model can no longer compute, or None.
 
     Raises:
@@ -110,6 +143,7 @@ class ModelRunner:
         backend = get_backend(backend_name)
         backend.check(block_size=self.block_size, head_dim=model_config.head_dim, dtype=self.dtype, device=self.device)
         self.attention_backend = backend_name
+        self.fused = backend.fused
         with _default_dtype(self.dtype), torch.device(self.device):
             model_class = MODELS[model_config.model_type]
             self.model = model_class(model_config, backend, tp, max_positions=max_model_len)
@@ -119,6 +153,15 @@ class ModelRunner:
         # Steps that several processes share run eagerly: the workers would have to replay in step.
         self.uses_graphs = (
             self.device.type == "cuda" and tp.size == 1 and not config.enforce_eager and backend.supports_cuda_graphs
+        )
+        self.rows: DecodeRows | None = None
+        if self.uses_graphs:
+            from nanovllm.engine.decode_rows import DecodeRows  # needs Triton, which a CPU machine may not have
+
+            self.rows = DecodeRows(config.max_num_seqs, max_model_len, self.block_size, self.device)
+        self._drawn: Drawn | None = None  # by the last launched step
+        self.runs_ahead = tp.size == 1 and (
+            self.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         )
         # A block table means the same blocks on every rank: all have as many as the rank with the least room.
         self.num_kvcache_blocks = tp.minimum(self._count_kv_blocks(), self.device)
@@ -217,7 +260,7 @@ class ModelRunner:
         torch.cuda.reset_peak_memory_stats(self.device)
         logits = self._forward(inputs)
         seqs = [Sequence(i, [0], _WARM_UP_SAMPLING) for i in range(self.config.max_num_seqs)]
-        sample(logits, prepare_sampling(seqs, self.model_config.vocab_size, self.device))
+        self._sample(logits, seqs)
         torch.cuda.synchronize(self.device)
         del logits, inputs
         torch.cuda.empty_cache()
@@ -225,8 +268,7 @@ class ModelRunner:
     # CUDA graphs
 
     def _make_graphs(self) -> DecodeGraphs:
-        sizes = bucket_sizes(self.config.max_num_seqs)
-        return DecodeGraphs(self._forward, sizes, self.max_model_len, self.block_size, self.device)
+        return DecodeGraphs(self._decode_rows, bucket_sizes(self.config.max_num_seqs))
 
     def _measure_graphs(self) -> int:
         """Bytes that the graphs will take: the largest brings the shared pool, each other what the second one adds.
@@ -247,34 +289,65 @@ class ModelRunner:
     # One step
 
     @torch.inference_mode()
-    def _forward(self, inputs: StepInputs) -> torch.Tensor:
-        hidden = self.model(inputs.token_ids, inputs.positions, inputs.metadata)
-        return self.model.compute_logits(hidden[inputs.sampled_rows])
-
-    def _logits(self, batch: Batch) -> torch.Tensor:
-        """(B, vocab_size) for the B entries that sample."""
-        inputs = prepare_inputs(batch, self.block_size, self.device)
-        if self.graphs and self.graphs.serves(len(batch.scheduled), batch.num_decodes):
-            return self.graphs.replay(inputs)
-        return self._forward(inputs)
-
-    @torch.inference_mode()
     def execute(self, batch: Batch) -> list[int | None]:
         """Computes the batch; returns a token for each entry that samples, None for the others.
 
         Log probabilities, where a request asks for them, are appended to its sequence.
         """
-        logits = self._logits(batch)
+        return self.launch(batch).tokens()
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch) -> LaunchedStep:
+        """Has the device compute the batch, and does not wait for it.
+
+        Tokens that the step before this one draws may still be in flight. Where a request penalizes or asks for log
+        probabilities, they must be known.
+        """
+        if self.graphs and self.graphs.serves(len(batch.scheduled), batch.num_decodes):
+            return self._launch_rows(batch)
         seqs = [entry.seq for entry in batch.scheduled if entry.samples]
-        if not seqs:
-            return [None] * len(batch.scheduled)
+        logits = self._logits(batch)
+        tokens = self._sample(logits, seqs) if seqs else torch.empty(0, dtype=torch.int64)
+        self._drawn = Drawn(tokens, {seq.seq_id: index for index, seq in enumerate(seqs)})
+        numbers = iter(range(len(seqs)))
+        return LaunchedStep(tokens, [next(numbers) if entry.samples else None for entry in batch.scheduled])
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        """(B, vocab_size) for the B entries that sample."""
+        return self._forward(prepare_inputs(batch, self.block_size, self.device, self._drawn))
+
+    @torch.inference_mode()
+    def _forward(self, inputs: StepInputs) -> torch.Tensor:
+        hidden = self.model(inputs.token_ids, inputs.positions, inputs.metadata)
+        return self.model.compute_logits(hidden if inputs.sampled_rows is None else hidden[inputs.sampled_rows])
+
+    def _launch_rows(self, batch: Batch) -> LaunchedStep:
+        """A step of decodes only, by a graph on the rows that live on the device."""
+        rows, num_seqs = self.rows, len(batch.scheduled)
+        changes = rows.place([entry.seq for entry in batch.scheduled], self._drawn)
+        rows.apply(changes, self._drawn)
+        logits = self.graphs.replay(num_seqs)
+        if rows.unusual:
+            rows.tokens[:num_seqs] = self._sample(logits, rows.sequences[:num_seqs])
+        self._drawn = rows.drawn()
+        index_of = self._drawn.index_of
+        return LaunchedStep(rows.tokens[:num_seqs], [index_of[entry.seq.seq_id] for entry in batch.scheduled])
+
+    @torch.inference_mode()
+    def _decode_rows(self, size: int) -> torch.Tensor:
+        """What a graph records: one token for each of the first `size` rows, drawn and put in place for the next step."""
+        logits = self._forward(self.rows.begin_step(size))
+        self.rows.draw(logits)
+        return logits
+
+    def _sample(self, logits: torch.Tensor, seqs: list[Sequence]) -> torch.Tensor:
+        """Token ids (B) drawn from logits (B, vocab_size), a row a sequence."""
         raw_logits = logits
         if any(seq.sampling_params.penalizes for seq in seqs):
             logits = self._penalized(logits, seqs)
-        tokens = sample(logits, prepare_sampling(seqs, self.model_config.vocab_size, self.device))
+        tokens = sample(logits, prepare_sampling(seqs, self.model_config.vocab_size, self.device, self.fused))
         self._record_logprobs(raw_logits, tokens, seqs)
-        drawn = iter(tokens.tolist())
-        return [next(drawn) if entry.samples else None for entry in batch.scheduled]
+        return tokens
 
     def _penalized(self, logits: torch.Tensor, seqs: list[Sequence]) -> torch.Tensor:
         logits = logits.float().clone()
@@ -300,7 +373,7 @@ class ModelRunner:
 
     def close(self) -> None:
         """Gives the model's and the cache's memory back."""
-        self.graphs = None
+        self.graphs = self.rows = self._drawn = None
         del self.model
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -102,7 +102,7 @@ class Scheduler:
         return Batch(decodes + chunks, len(decodes))
 
     def update(self, batch: Batch, token_ids: list[int | None]) -> list[Sequence]:
-        """Books what the step computed.
+        """Books a step that has run: `advance` and `book` in one.
 
         Args:
             batch: what `schedule` returned.
@@ -110,15 +110,38 @@ class Scheduler:
 
         Returns the sequences that got a token.
         """
+        starts = self.advance(batch)
+        return self.book(batch, starts, token_ids)
+
+    def advance(self, batch: Batch) -> list[int]:
+        """Counts a launched step's tokens as computed, before they are: the next step can then be scheduled at once.
+
+        The tokens that the step draws are in flight until `book`. Returns for each entry its first computed position.
+        """
+        starts = []
+        for entry in batch.scheduled:
+            seq = entry.seq
+            starts.append(seq.num_computed_tokens)
+            if seq.status is SequenceStatus.RUNNING:  # else it was aborted while the step ran
+                seq.num_in_flight += entry.samples
+                seq.num_computed_tokens += entry.num_new_tokens
+        return starts
+
+    def book(self, batch: Batch, starts: list[int], token_ids: list[int | None]) -> list[Sequence]:
+        """Takes in the tokens of a step that `advance` counted; arguments and result as in `update`.
+
+        A later step may have been launched meanwhile. What it computes for a sequence that ends here is dropped.
+        """
         advanced = []
-        for (seq, num_new_tokens), token_id in zip(batch.scheduled, token_ids, strict=True):
-            if seq.status is not SequenceStatus.RUNNING:  # aborted while the step ran
+        for (seq, _), start, token_id in zip(batch.scheduled, starts, token_ids, strict=True):
+            if seq.is_finished:
                 continue
-            before = seq.num_computed_tokens
-            seq.num_computed_tokens += num_new_tokens
-            self.block_manager.cache_computed_blocks(seq, before)
             if token_id is not None:
+                seq.num_in_flight -= 1
                 seq.token_ids.append(token_id)
+            if seq.status is SequenceStatus.RUNNING:  # else it was preempted while the step ran
+                self.block_manager.cache_computed_blocks(seq, start)
+            if token_id is not None:
                 seq.times.setdefault("first_token", time.perf_counter())
                 reason = self._finish_reason(seq, token_id)
                 if reason:
@@ -132,6 +155,7 @@ class Scheduler:
             return
         (self.running if seq.status is SequenceStatus.RUNNING else self.waiting).remove(seq)
         self.block_manager.free(seq)
+        seq.num_in_flight = 0
         seq.status = SequenceStatus.FINISHED
         seq.finish_reason = reason
         seq.times["finished"] = time.perf_counter()
@@ -146,15 +170,18 @@ class Scheduler:
         params = seq.sampling_params
         if token_id in params.stop_token_ids or (token_id in self.eos_token_ids and not params.ignore_eos):
             return FinishReason.STOP
-        if seq.num_completion_tokens >= params.max_tokens or seq.num_tokens >= self.max_model_len:
-            return FinishReason.LENGTH
-        return None
+        return FinishReason.LENGTH if self._reaches_length(seq, len(seq.token_ids)) else None
+
+    def _reaches_length(self, seq: Sequence, num_tokens: int) -> bool:
+        return num_tokens - seq.num_prompt_tokens >= seq.sampling_params.max_tokens or num_tokens >= self.max_model_len
 
     def _schedule_decodes(self) -> list[ScheduledSequence]:
         scheduled = []
         for seq in list(self.running):
             if seq.num_remaining_tokens != 1:
                 continue
+            if seq.num_in_flight and self._reaches_length(seq, seq.num_tokens):
+                continue  # the token in flight is its last, whichever it is
             while seq.status is SequenceStatus.RUNNING and not self.block_manager.append_slot(seq):
                 self._preempt(self.running[-1])
             if seq.status is SequenceStatus.RUNNING:

@@ -25,10 +25,11 @@ class Sequence:
     """Token ids, counters and blocks of one request.
 
     Invariants: `0 <= num_computed_tokens <= num_tokens`, where computed tokens are those whose keys and values are in
-    the cache; `len(block_table) * block_size >= num_computed_tokens`; while waiting, the block table is empty.
+    the cache once the launched steps have run; `len(block_table) * block_size >= num_computed_tokens`; while waiting, the block table is empty.
 
     Attributes:
-        token_ids: the prompt's ids followed by the generated ones.
+        token_ids: the prompt's ids followed by the generated ones, as far as they are known here.
+        num_in_flight: tokens that launched steps draw and that are not known here yet. They count in `num_tokens`.
         block_table: ids of the KV blocks that hold the tokens, in order.
         block_hashes: chained hashes of the full blocks of `token_ids`, as far as they have been needed.
         num_cached_tokens: prompt tokens whose keys and values came from the prefix cache at first admission.
@@ -45,6 +46,7 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.num_computed_tokens = 0
+        self.num_in_flight = 0
         self.num_cached_tokens: int | None = None
         self.block_table: list[int] = []
         self.block_hashes: list[int] = []
@@ -61,7 +63,7 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.token_ids)
+        return len(self.token_ids) + self.num_in_flight
 
     @property
     def num_completion_tokens(self) -> int:
@@ -69,8 +71,8 @@ class Sequence:
 
     @property
     def num_remaining_tokens(self) -> int:
-        """Known tokens that still have to be computed: 1 while decoding, more while prefilling."""
-        return len(self.token_ids) - self.num_computed_tokens
+        """Tokens that still have to be computed: 1 while decoding, more while prefilling."""
+        return self.num_tokens - self.num_computed_tokens
 
     @property
     def prompt_token_ids(self) -> list[int]:

@@ -22,15 +22,16 @@ import triton.language as tl
 def _rope_qknorm_store_kernel(
     qkv, positions, table, q_weight, k_weight, q_out, cache, slot_mapping, eps,
     qkv_stride_token, qkv_stride_head, stride_block, stride_value, stride_head, stride_token,
-    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    NORM: tl.constexpr,
+    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     HALF: tl.constexpr = D // 2
     head = tl.arange(0, ROWS)[:, None]
-    dim = tl.arange(0, HALF)[None, :]
+    dim = tl.arange(0, COLUMNS)[None, :]
+    inside = dim < HALF
     place = qkv + token * qkv_stride_token + head * qkv_stride_head + dim
-    mask = (head < H + 2 * KV) & (dim < HALF)
+    mask = (head < H + 2 * KV) & inside
     raw_first = tl.load(place, mask=mask, other=0.0)
     raw_second = tl.load(place + HALF, mask=mask, other=0.0)
     first = raw_first.to(tl.float32)
@@ -40,14 +41,16 @@ def _rope_qknorm_store_kernel(
         square = tl.sum(first * first, 1) + tl.sum(second * second, 1)
         inverse = tl.rsqrt(square / D + eps)[:, None]
         is_query = head < H
-        weight_first = tl.where(is_query, tl.load(q_weight + dim), tl.load(k_weight + dim)).to(tl.float32)
-        weight_second = tl.where(is_query, tl.load(q_weight + HALF + dim), tl.load(k_weight + HALF + dim))
-        first = first * inverse * weight_first
-        second = second * inverse * weight_second.to(tl.float32)
+        q_first = tl.load(q_weight + dim, mask=inside, other=0.0)
+        k_first = tl.load(k_weight + dim, mask=inside, other=0.0)
+        q_second = tl.load(q_weight + HALF + dim, mask=inside, other=0.0)
+        k_second = tl.load(k_weight + HALF + dim, mask=inside, other=0.0)
+        first = first * inverse * tl.where(is_query, q_first, k_first).to(tl.float32)
+        second = second * inverse * tl.where(is_query, q_second, k_second).to(tl.float32)
 
     angles = table + tl.load(positions + token).to(tl.int64) * D + dim
-    cos = tl.load(angles)
-    sin = tl.load(angles + HALF)
+    cos = tl.load(angles, mask=inside, other=0.0)
+    sin = tl.load(angles + HALF, mask=inside, other=0.0)
     turned_first = (first * cos - second * sin).to(q_out.dtype.element_ty)
     turned_second = (second * cos + first * sin).to(q_out.dtype.element_ty)
 
@@ -86,14 +89,14 @@ def rope_qknorm_store(
         kv_cache: (num_blocks, 2, KV, block_size, D). slot_mapping: (T), -1 stores nothing.
 
     Raises:
-        ValueError: only one weight is given, a shape does not fit, or D is not a power of two.
+        ValueError: only one weight is given, a shape does not fit, or D is odd.
     """
     tokens, heads, head_dim = qkv.shape
     kv_heads, block_size = kv_cache.shape[2:4]
     if (q_weight is None) != (k_weight is None):
         raise ValueError("q_weight and k_weight must both be given, or both be None")
-    if head_dim & (head_dim - 1) or kv_cache.shape[-1] != head_dim:
-        raise ValueError(f"head_dim must be a power of two and the cache's ({kv_cache.shape[-1]}), got {head_dim}")
+    if head_dim % 2 or kv_cache.shape[-1] != head_dim:
+        raise ValueError(f"head_dim must be even and the cache's ({kv_cache.shape[-1]}), got {head_dim}")
     if table.shape[-1] != head_dim or table.dtype != torch.float32 or not table.is_contiguous():
         raise ValueError(f"table must be contiguous float32 (max_positions, {head_dim}), got {tuple(table.shape)}")
     if qkv.stride(-1) != 1:
@@ -107,7 +110,7 @@ def rope_qknorm_store(
     _rope_qknorm_store_kernel[(tokens,)](
         qkv, positions, table, q_weight, k_weight, q_out, kv_cache, slot_mapping, eps,
         qkv.stride(0), qkv.stride(1), stride_block, stride_value, stride_head, stride_token,
-        H=q_heads, KV=kv_heads, D=head_dim, ROWS=rows, BLOCK_SIZE=block_size, NORM=q_weight is not None,
+        H=q_heads, KV=kv_heads, D=head_dim, ROWS=rows, COLUMNS=triton.next_power_of_2(head_dim // 2), BLOCK_SIZE=block_size, NORM=q_weight is not None,
         num_warps=min(max(rows * head_dim // 1024, 1), 8),
     )  # fmt: skip
     return q_out

@@ -67,27 +67,31 @@ def _pick_kernel(best_score, best_token, out, TILES: tl.constexpr, BLOCK: tl.con
 
 
 def sample(
-    logits: torch.Tensor, temperatures: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+    logits: torch.Tensor,
+    temperatures: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Token ids (B), int64, drawn from logits (B, V), the last dimension contiguous; temperature 0 is greedy.
 
     Args:
-        temperatures: (B) float32. seeds, positions: (B) int64, the request's seed and the index in its sequence of
-            the token that is drawn.
+        temperatures: (B) float32. seeds: (B) int64, the request's. positions: (B) int32 or int64, the index in its
+            sequence of the token that is drawn.
+        out: (B) int64, written in place where given.
 
     Raises:
-        ValueError: the logits' last dimension is not contiguous, or seeds or positions are not int64.
+        ValueError: the logits' last dimension is not contiguous, or seeds are not int64.
     """
     if logits.stride(-1) != 1:
         raise ValueError(f"logits must have a contiguous last dimension, got strides {logits.stride()}")
-    for name, tensor in (("seeds", seeds), ("positions", positions)):
-        if tensor.dtype != torch.int64:
-            raise ValueError(f"{name} must be int64, got {tensor.dtype}")
+    if seeds.dtype != torch.int64:
+        raise ValueError(f"seeds must be int64, got {seeds.dtype}")
     rows, vocab_size = logits.shape
     tiles = triton.cdiv(vocab_size, TILE)
     best_score = torch.empty((rows, tiles), dtype=torch.float32, device=logits.device)
     best_token = torch.empty((rows, tiles), dtype=torch.int32, device=logits.device)
-    out = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    out = torch.empty(rows, dtype=torch.int64, device=logits.device) if out is None else out
     _tile_kernel[(rows, tiles)](
         logits, temperatures, seeds, positions, best_score, best_token, logits.stride(0),
         V=vocab_size, TILE=TILE, num_warps=8,

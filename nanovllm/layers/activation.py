@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 
 
-def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """(T, 2I), gate and up side by side -> silu(gate) * up (T, I)."""
+def silu_and_mul(gate_up: torch.Tensor, fused: bool = False) -> torch.Tensor:
+    """(T, 2I), gate and up side by side -> silu(gate) * up (T, I); `fused` in one Triton kernel."""
+    if fused:
+        from nanovllm.kernels.silu_mul import silu_mul
+
+        return silu_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up

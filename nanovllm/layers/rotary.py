@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from nanovllm.config import Llama3Scaling, YarnScaling
 from nanovllm.kernels import cpu_fused
+
+
+@dataclass(slots=True)
+class RotaryStep:
+    """The positions of one step's tokens, for all layers.
+
+    Attributes:
+        positions: (T).
+        table: (max_positions, D) float32, as `RotaryEmbedding.fill_table` makes it.
+        cos, sin: (T, 1, D/2), the table's rows at the positions; None for the fused kernel, which looks them up itself.
+    """
+
+    positions: torch.Tensor
+    table: torch.Tensor
+    cos: torch.Tensor | None = None
+    sin: torch.Tensor | None = None
 
 
 class RotaryEmbedding(nn.Module):
@@ -57,6 +74,12 @@ class RotaryEmbedding(nn.Module):
         else:
             return frequencies
         return kept * frequencies + (1 - kept) * frequencies / self.scaling.factor
+
+    def step(self, positions: torch.Tensor, dtype: torch.dtype, fused: bool) -> RotaryStep:
+        """What the layers of one step need of its positions (T)."""
+        if fused:
+            return RotaryStep(positions, self.table)
+        return RotaryStep(positions, self.table, *self.lookup(positions, dtype))
 
     def lookup(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines (T, 1, D/2) of the positions (T); every layer of a step uses the same."""

@@ -25,6 +25,7 @@ class SamplingBatch:
         top_k: (B) int64 (the vocabulary's size where all are kept), top_p and min_p: (B) float32; None where no row
             filters.
         all_greedy: every row is greedy; nothing else is read then.
+        fused: draw in one pass of our Triton kernel where no row filters: the same tokens.
     """
 
     temperatures: torch.Tensor
@@ -34,6 +35,7 @@ class SamplingBatch:
     top_p: torch.Tensor | None = None
     min_p: torch.Tensor | None = None
     all_greedy: bool = False
+    fused: bool = False
 
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
@@ -42,6 +44,10 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     Drawing from softmax(logits / T) is taking the largest of logits / T + Gumbel noise (Gumbel 1954; Maddison et al.
     2014), so neither a softmax nor a cumulative sum is needed.
     """
+    if batch.fused and batch.top_k is None:
+        from nanovllm.kernels.sample import sample as sample_fused
+
+        return sample_fused(logits, batch.temperatures, batch.seeds, batch.positions)
     greedy = logits.argmax(dim=-1)
     if batch.all_greedy:
         return greedy

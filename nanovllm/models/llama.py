@@ -13,7 +13,7 @@ from nanovllm.attention.base import AttentionBackend, AttentionMetadata
 from nanovllm.config import ModelConfig
 from nanovllm.layers.attention import Attention
 from nanovllm.layers.linear import QKVParallelLinear, RowParallelLinear
-from nanovllm.layers.rotary import apply_rotary
+from nanovllm.layers.rotary import RotaryStep, apply_rotary
 from nanovllm.models.qwen3 import Qwen3ForCausalLM, Qwen3Model
 from nanovllm.utils.context import TensorParallel
 
@@ -37,16 +37,15 @@ class LlamaAttention(nn.Module):
             config.num_attention_heads * config.head_dim, config.hidden_size, bias=config.o_proj_bias, tp=tp
         )
 
-    def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, metadata: AttentionMetadata
-    ) -> torch.Tensor:
-        q, k, v = (
-            self.qkv_proj(x)
-            .view(len(x), -1, self.attn.head_dim)
-            .split([self.attn.num_heads, self.attn.num_kv_heads, self.attn.num_kv_heads], dim=1)
-        )
-        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
-        return self.o_proj(self.attn(q, k, v, metadata).flatten(1))
+    def forward(self, x: torch.Tensor, rotary: RotaryStep, metadata: AttentionMetadata) -> torch.Tensor:
+        attn = self.attn
+        qkv = self.qkv_proj(x).view(len(x), -1, attn.head_dim)
+        if attn.backend.fused:
+            q = attn.store_fused(qkv, rotary, metadata)
+            return self.o_proj(attn.attend(q, metadata).flatten(1))
+        q, k, v = qkv.split([attn.num_heads, attn.num_kv_heads, attn.num_kv_heads], dim=1)
+        q, k = apply_rotary(q, rotary.cos, rotary.sin), apply_rotary(k, rotary.cos, rotary.sin)
+        return self.o_proj(attn(q, k, v, metadata).flatten(1))
 
 
 class LlamaModel(Qwen3Model):

@@ -16,7 +16,7 @@ from nanovllm.layers.attention import Attention
 from nanovllm.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from nanovllm.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from nanovllm.layers.norm import RMSNorm
-from nanovllm.layers.rotary import RotaryEmbedding, apply_rotary
+from nanovllm.layers.rotary import RotaryEmbedding, RotaryStep, apply_rotary
 from nanovllm.utils.context import TensorParallel
 
 
@@ -41,48 +41,53 @@ class Qwen3Attention(nn.Module):
             config.num_attention_heads * config.head_dim, config.hidden_size, bias=config.o_proj_bias, tp=tp
         )
 
-    def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, metadata: AttentionMetadata
-    ) -> torch.Tensor:
-        head_dim = self.attn.head_dim
-        q, k, v = (
-            self.qkv_proj(x)
-            .view(len(x), -1, head_dim)
-            .split([self.attn.num_heads, self.attn.num_kv_heads, self.attn.num_kv_heads], dim=1)
-        )
-        q = apply_rotary(self.q_norm(q), cos, sin)
-        k = apply_rotary(self.k_norm(k), cos, sin)
-        return self.o_proj(self.attn(q, k, v, metadata).flatten(1))
+    def forward(self, x: torch.Tensor, rotary: RotaryStep, metadata: AttentionMetadata) -> torch.Tensor:
+        attn = self.attn
+        qkv = self.qkv_proj(x).view(len(x), -1, attn.head_dim)
+        if attn.backend.fused:
+            q = attn.store_fused(qkv, rotary, metadata, self.q_norm, self.k_norm)
+            return self.o_proj(attn.attend(q, metadata).flatten(1))
+        q, k, v = qkv.split([attn.num_heads, attn.num_kv_heads, attn.num_kv_heads], dim=1)
+        q = apply_rotary(self.q_norm(q), rotary.cos, rotary.sin)
+        k = apply_rotary(self.k_norm(k), rotary.cos, rotary.sin)
+        return self.o_proj(attn(q, k, v, metadata).flatten(1))
 
 
 class Qwen3MLP(nn.Module):
     """Gated MLP: down(silu(gate(x)) * up(x)), (T, hidden_size) -> (T, hidden_size)."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel):
+    def __init__(self, config: ModelConfig, tp: TensorParallel, fused: bool):
         super().__init__()
+        self.fused = fused
         sizes = {"gate": config.intermediate_size, "up": config.intermediate_size}
         self.gate_up_proj = MergedColumnParallelLinear(config.hidden_size, sizes, bias=config.mlp_bias, tp=tp)
         self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias, tp=tp)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+        return self.down_proj(silu_and_mul(self.gate_up_proj(x), self.fused))
 
 
 class Qwen3DecoderLayer(nn.Module):
-    """Pre-norm transformer layer: each half reads a normalized copy and adds its result to the hidden state."""
+    """Pre-norm transformer layer: each half reads a normalized copy and adds its result to the hidden state.
 
-    def __init__(self, config: ModelConfig, self_attn: nn.Module, tp: TensorParallel):
+    The addition is left to the next norm, which can do both in one kernel. So a layer takes and returns two tensors
+    (T, hidden_size): the last half's result, and the hidden state that it has not been added to yet.
+    """
+
+    def __init__(self, config: ModelConfig, self_attn: nn.Module, tp: TensorParallel, fused: bool):
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, fused)
         self.self_attn = self_attn
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = Qwen3MLP(config, tp)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, fused)
+        self.mlp = Qwen3MLP(config, tp, fused)
 
     def forward(
-        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, metadata: AttentionMetadata
-    ) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, metadata)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        self, x: torch.Tensor, residual: torch.Tensor | None, rotary: RotaryStep, metadata: AttentionMetadata
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, residual = self.input_layernorm.after_add(x, residual)
+        x = self.self_attn(x, rotary, metadata)
+        x, residual = self.post_attention_layernorm.after_add(x, residual)
+        return self.mlp(x), residual
 
 
 class Qwen3Model(nn.Module):
@@ -95,17 +100,19 @@ class Qwen3Model(nn.Module):
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, tp)
         self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, max_positions, config.rope_scaling)
         self.layers = nn.ModuleList(
-            Qwen3DecoderLayer(config, self.attention_class(config, backend, tp), tp)
+            Qwen3DecoderLayer(config, self.attention_class(config, backend, tp), tp, backend.fused)
             for _ in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, backend.fused)
+        self.fused = backend.fused
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
         x = self.embed_tokens(token_ids)
-        cos, sin = self.rotary.lookup(positions, x.dtype)
+        rotary = self.rotary.step(positions, x.dtype, self.fused)
+        residual = None
         for layer in self.layers:
-            x = layer(x, cos, sin, metadata)
-        return self.norm(x)
+            x, residual = layer(x, residual, rotary, metadata)
+        return self.norm.after_add(x, residual)[0]
 
 
 class Qwen3ForCausalLM(nn.Module):

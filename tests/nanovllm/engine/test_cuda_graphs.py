@@ -9,11 +9,8 @@ import torch
 from tiny import make_checkpoint, random_prompts
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.engine import cuda_graphs
 from nanovllm.engine.cuda_graphs import DecodeGraphs, bucket_for, bucket_sizes
-from nanovllm.engine.input_batch import prepare_inputs
-from nanovllm.engine.scheduler import Batch, ScheduledSequence
-from nanovllm.engine.sequence import Sequence
+from nanovllm.engine.decode_rows import DecodeRows
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 8, 20, 64, 100, 256, 257, 1000])
@@ -30,7 +27,7 @@ def test_every_batch_has_the_smallest_bucket_that_holds_it(most):
 
 
 class FakeGraph:
-    """Keeps the recorded call, and runs it again on whatever the static tensors hold: what a real graph does."""
+    """Keeps the recorded call, and makes it again on whatever the static tensors hold: what a real graph does."""
 
     recording: FakeGraph | None = None
 
@@ -38,7 +35,7 @@ class FakeGraph:
         return "pool"
 
     def replay(self):
-        self.logits.copy_(self.forward(self.inputs))
+        self.logits.copy_(self.step(self.size))
 
 
 @pytest.fixture
@@ -58,79 +55,92 @@ def fake_cuda(monkeypatch):
     return pools
 
 
-def recorder(forward):
-    """`forward`, which hands itself to the graph that is being recorded."""
+def recorder(step):
+    """`step`, which hands itself to the graph that is being recorded."""
 
-    def call(inputs):
-        logits = forward(inputs)
+    def call(size):
+        logits = step(size)
         if FakeGraph.recording:
-            FakeGraph.recording.forward, FakeGraph.recording.inputs = forward, inputs
-            FakeGraph.recording.logits = logits
+            FakeGraph.recording.step, FakeGraph.recording.size, FakeGraph.recording.logits = step, size, logits
         return logits
 
     return call
 
 
-def batch_of(lengths: list[int], block_size: int = 16) -> Batch:
-    entries = []
-    for i, length in enumerate(lengths):
-        seq = Sequence(i, list(range(1, length + 1)), SamplingParams())
-        seq.num_computed_tokens = length - 1
-        seq.block_table = [10 * i + j for j in range(-(-length // block_size))]
-        entries.append(ScheduledSequence(seq, 1))
-    return Batch(entries, len(entries))
+def test_the_smallest_graph_that_holds_the_batch_is_replayed(fake_cuda):
+    ran = []
 
+    def step(size):
+        ran.append(size)
+        return torch.arange(size, dtype=torch.float32)[:, None]
 
-def test_padding_rows_read_and_write_nothing_also_after_a_larger_batch(fake_cuda):
-    seen = []
-
-    def forward(inputs):
-        seen.append([t.clone() for t in (inputs.metadata.slot_mapping, inputs.metadata.context_lens)])
-        return inputs.token_ids[inputs.sampled_rows, None].float()
-
-    graphs = DecodeGraphs(recorder(forward), bucket_sizes(20), 64, 16, torch.device("cpu"))
+    graphs = DecodeGraphs(recorder(step), bucket_sizes(20))
     graphs.record()
     assert fake_cuda == [None] + ["pool"] * (len(graphs.sizes) - 1)
     assert list(graphs.graphs) == sorted(graphs.sizes, reverse=True)
-    for lengths in ([9, 40, 17, 33, 5, 60, 2], [3, 20, 7, 11, 9]):
-        logits = graphs.replay(prepare_inputs(batch_of(lengths), 16, torch.device("cpu")))
-        assert logits.flatten().tolist() == lengths  # the newest token of sequence i is its length
-        slots, context_lens = seen[-1]
-        assert context_lens.tolist() == lengths + [0] * (8 - len(lengths))
-        assert (slots[len(lengths) :] == -1).all()
-        assert slots[: len(lengths)].tolist() == [
-            (10 * i + (n - 1) // 16) * 16 + (n - 1) % 16 for i, n in enumerate(lengths)
-        ]
+    for num_seqs in (1, 7, 20, 3):
+        assert graphs.replay(num_seqs).flatten().tolist() == list(range(num_seqs))
+        assert ran[-1] == bucket_for(num_seqs, graphs.sizes)
 
 
 def test_only_batches_of_decodes_within_the_largest_size_are_served():
-    graphs = DecodeGraphs(lambda inputs: None, bucket_sizes(20), 64, 16, torch.device("cpu"))
+    graphs = DecodeGraphs(lambda size: None, bucket_sizes(20))
     assert graphs.serves(20, 20)
     assert not graphs.serves(21, 21)
     assert not graphs.serves(3, 2)
 
 
+MODES = {
+    "greedy": {"temperature": 0},
+    "drawn": {"temperature": 0.9},
+    "filtered": {"temperature": 0.9, "top_k": 7, "top_p": 0.9},
+    "penalized": {"temperature": 0.9, "repetition_penalty": 1.3},
+    "logprobs": {"temperature": 0, "logprobs": 2},
+}
+
+
+def mixed_requests() -> list[SamplingParams]:
+    """Requests of every mode that begin, end, filter, penalize and ask for log probabilities beside each other."""
+    return [
+        SamplingParams(max_tokens=5 + 3 * i, seed=i, ignore_eos=True, **list(MODES.values())[i % 5]) for i in range(9)
+    ]
+
+
+def with_fake_graphs(llm, monkeypatch):
+    """Turns the decode graphs of an engine on the CPU on. Returns a list that grows by one a replay."""
+    runner = llm.model_runner
+    runner.rows = DecodeRows(llm.config.max_num_seqs, runner.max_model_len, runner.block_size, runner.device)
+    runner.graphs = DecodeGraphs(recorder(runner._decode_rows), bucket_sizes(llm.config.max_num_seqs))
+    runner.graphs.record()
+    replays = []
+    replay = runner.graphs.replay
+    monkeypatch.setattr(runner.graphs, "replay", lambda num_seqs: replays.append(num_seqs) or replay(num_seqs))
+    return replays
+
+
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize(("max_num_seqs", "num_blocks"), [(3, 7), (20, 14)])
-def test_tokens_equal_eager_s(tmp_path, fake_cuda, monkeypatch, max_num_seqs, num_blocks):
+@pytest.mark.parametrize("mode", [*MODES, "mixed"])
+def test_tokens_equal_eager_s(tmp_path, fake_cuda, monkeypatch, max_num_seqs, num_blocks, ahead, mode):
     """The whole engine with fake graphs on the CPU, where contexts of length 0 are served by the numba backend."""
     folder = make_checkpoint(tmp_path)
     prompts = random_prompts(9, 2, 50, seed=6)
-    params = [SamplingParams(temperature=0, max_tokens=5 + 3 * i) for i in range(9)]
+    if mode == "mixed":
+        params = mixed_requests()
+    else:
+        params = [SamplingParams(max_tokens=5 + 3 * i, seed=i, **MODES[mode]) for i in range(9)]
     settings = {"max_num_seqs": max_num_seqs, "num_kvcache_blocks": num_blocks}
     with LLM(folder, **settings) as llm:
-        expected = [output["token_ids"] for output in llm.generate(prompts, params, use_tqdm=False)]
-    with LLM(folder, **settings) as llm:
-        runner = llm.model_runner
-        forward = runner._forward
-        monkeypatch.setattr(runner, "_forward", recorder(forward))
-        runner.graphs = runner._make_graphs()
-        runner.graphs.record()
-        replays = []
-        replay = cuda_graphs.DecodeGraphs.replay
-        monkeypatch.setattr(
-            cuda_graphs.DecodeGraphs, "replay", lambda self, inputs: replays.append(1) or replay(self, inputs)
-        )
+        expected = llm.generate(prompts, params, use_tqdm=False)
+    with LLM(folder, **settings, async_scheduling=ahead) as llm:
+        replays = with_fake_graphs(llm, monkeypatch)
         outputs = llm.generate(prompts, params, use_tqdm=False)
-    assert [output["token_ids"] for output in outputs] == expected
+        llm.scheduler.check_integrity()
+        assert llm.scheduler.block_manager.num_free_blocks == num_blocks
+    assert [output["token_ids"] for output in outputs] == [output["token_ids"] for output in expected]
+    for output, other in zip(outputs, expected):
+        assert (output["logprobs"] is None) == (other["logprobs"] is None)
+        for mine, theirs in zip(output["logprobs"] or [], other["logprobs"] or []):
+            assert mine == pytest.approx(theirs, abs=1e-4)
     assert len(replays) > 10
     assert sum(output["metrics"]["preemptions"] for output in outputs) > 0

@@ -133,7 +133,7 @@ def test_block_hash_chain_stale_after_eviction():
     engine.add(prompt, max_tokens=1)
     engine.run()
     head, tail = (engine.blocks.block_of_hash[key] for key in engine.sequences[0].block_hashes[:2])
-    engine.blocks.free_blocks = {head: None, **engine.blocks.free_blocks}  # evict the head first
+    engine.blocks.free_blocks.move_to_end(head, last=False)  # evict the head first
     engine.add([7, 7], max_tokens=1)
     engine.run()
     assert head not in engine.blocks.hash_of_block or len(engine.blocks.hash_of_block) == 2

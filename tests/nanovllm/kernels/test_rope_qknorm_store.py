@@ -58,7 +58,7 @@ class Inputs:
 
 
 @pytest.mark.parametrize(("q_heads", "kv_heads"), [(1, 1), (4, 2), (16, 8), (7, 1), (6, 2)])
-@pytest.mark.parametrize("head_dim", [16, 128])
+@pytest.mark.parametrize("head_dim", [16, 24, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_equals_the_three_steps(q_heads, kv_heads, head_dim, dtype, device):
     case = Inputs(5, q_heads, kv_heads, head_dim, dtype, device)
