@@ -25,13 +25,13 @@ class RowChanges:
     """What one step changes on the device.
 
     Attributes:
-        cells, values: numbers to write, and where in the rows' memory.
+        cells: numbers to write, by their place in the rows' memory. Each place once: a scatter on a GPU has no order, so
+            of two values for a row that one sequence leaves and another takes either could win.
         moved_to, moved_from: rows whose token the last launched step drew, and where that step left it.
         known_rows, known_tokens: rows whose token the host knows.
     """
 
-    cells: list[int] = field(default_factory=list)
-    values: list[int] = field(default_factory=list)
+    cells: dict[int, int] = field(default_factory=dict)
     moved_to: list[int] = field(default_factory=list)
     moved_from: list[int] = field(default_factory=list)
     known_rows: list[int] = field(default_factory=list)
@@ -131,12 +131,9 @@ class DecodeRows:
         usual = not (params.penalizes or (params.filters and not params.greedy) or params.logprobs is not None)
         (self.unusual.discard if usual else self.unusual.add)(row)
         self._set_position(row, seq.num_computed_tokens, changes)
-        changes.cells += [2 * row, 2 * row + 1, self._first_temperature + row]
-        changes.values += [
-            seq.seed & 0xFFFFFFFF,
-            seq.seed >> 32,
-            *struct.unpack("<i", struct.pack("<f", params.temperature)),
-        ]
+        changes.cells[2 * row] = seq.seed & 0xFFFFFFFF
+        changes.cells[2 * row + 1] = seq.seed >> 32
+        changes.cells[self._first_temperature + row] = struct.unpack("<i", struct.pack("<f", params.temperature))[0]
         self._add_blocks(row, changes)
         if seq.num_in_flight:
             changes.moved_to.append(row)
@@ -147,15 +144,13 @@ class DecodeRows:
 
     def _set_position(self, row: int, position: int, changes: RowChanges) -> None:
         self._positions[row] = position
-        changes.cells.append(self._first_position + row)
-        changes.values.append(position)
+        changes.cells[self._first_position + row] = position
 
     def _add_blocks(self, row: int, changes: RowChanges) -> None:
         new = self._tables[row][self._num_blocks[row] :]
         if new:
             first = self._first_table + row * self._width + self._num_blocks[row]
-            changes.cells += range(first, first + len(new))
-            changes.values += new
+            changes.cells.update(zip(range(first, first + len(new)), new))
             self._num_blocks[row] += len(new)
 
     def drawn(self) -> Drawn:
@@ -167,7 +162,8 @@ class DecodeRows:
     def apply(self, changes: RowChanges, drawn: Drawn | None) -> None:
         """Uploads the changes, in one copy."""
         parts = [
-            changes.cells, changes.values, changes.moved_to, changes.moved_from, changes.known_rows, changes.known_tokens
+            list(changes.cells), list(changes.cells.values()),
+            changes.moved_to, changes.moved_from, changes.known_rows, changes.known_tokens,
         ]  # fmt: skip
         if not any(parts):
             return
