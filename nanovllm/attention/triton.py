@@ -1,7 +1,6 @@
 """The `triton` backend: our kernels, the default on a GPU.
 
-Three launches a layer at most: store the new keys and values, decode attention for the first `num_decodes` sequences,
-prefill attention for the rest. Nothing is read back to the host, so the decode part can be captured in a CUDA graph.
+Two launches a layer at most: decode attention for the first `num_decodes` sequences, prefill attention for the rest. Nothing is read back to the host, so the decode part can be captured in a CUDA graph.
 Without a GPU the same kernels run under Triton's interpreter (TRITON_INTERPRET=1), slowly: for tests.
 """
 
@@ -26,6 +25,9 @@ class TritonAttention(AttentionBackend):
     name = "triton"
     supports_cuda_graphs = True
     fused = True
+
+    def __init__(self) -> None:
+        self._zeros: list[torch.Tensor] = []
 
     def check(self, *, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         for argument, value in (("block_size", block_size), ("head_dim", head_dim)):
@@ -56,6 +58,7 @@ class TritonAttention(AttentionBackend):
                 scale,
                 metadata.max_context_len,
                 out=out[:decodes],
+                counters=self._counters(decodes * kv_cache.shape[2], q.device),
             )
         if decodes < metadata.context_lens.shape[0]:
             ragged_prefill(
@@ -69,3 +72,9 @@ class TritonAttention(AttentionBackend):
                 out=out,
             )
         return out
+
+    def _counters(self, number: int, device: torch.device) -> torch.Tensor:
+        """That many zeros, int32. Smaller ones of before are kept: a recorded graph may point to them."""
+        if not self._zeros or len(self._zeros[-1]) < number:
+            self._zeros.append(torch.zeros(number, dtype=torch.int32, device=device))
+        return self._zeros[-1]

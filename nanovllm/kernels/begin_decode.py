@@ -13,14 +13,19 @@ import torch
 import triton
 import triton.language as tl
 
+from nanovllm.kernels.launch import early_launch
+
 ROWS = 128
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _begin_decode_kernel(
     positions, block_tables, step_positions, context_lens, slots, num_rows, table_stride,
-    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mask = row < num_rows
     position = tl.load(positions + row, mask=mask, other=-1)
@@ -47,5 +52,5 @@ def begin_decode(
     num_rows = len(positions)
     _begin_decode_kernel[(triton.cdiv(num_rows, ROWS),)](
         positions, block_tables, step_positions, context_lens, slots, num_rows, block_tables.stride(0),
-        BLOCK_SIZE=block_size, ROWS=ROWS, num_warps=4,
+        BLOCK_SIZE=block_size, ROWS=ROWS, num_warps=4, **early_launch(positions),
     )  # fmt: skip

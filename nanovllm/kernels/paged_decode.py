@@ -11,7 +11,8 @@ A share may begin in the middle of one sequence and end in the middle of another
 
 Idea 3, merge what was cut: a program finishes every (sequence, head) that lies whole in its share. Of one that does
 not it stores a partial: the normalized output and the log-sum-exp of its scores. A program has two partials at most,
-one for the first sequence of its share (slot 0) and one for the last (slot 1). A second, tiny kernel merges them.
+one for the first sequence of its share (slot 0) and one for the last (slot 1). How many programs share a (sequence, head)
+follows from the lengths, so each counts itself in when its partial is stored, and the last one merges them all.
 
 The grid depends on the number of rows and on the largest context allowed, never on the lengths, which are read on the
 device: a CUDA graph captured once serves every step. A sequence with no tokens (padding) owns one tile, with every
@@ -30,6 +31,7 @@ import torch
 import triton
 import triton.language as tl
 
+from nanovllm.kernels.launch import early_launch
 from nanovllm.kernels.paging import tile_blocks, tile_offsets
 
 LOG2_E = 1.4426950408889634
@@ -104,12 +106,15 @@ def _share_start(program, total, programs):
 
 @triton.jit(do_not_specialize=["num_seqs"])
 def _decode_kernel(
-    q, cache, block_tables, context_lens, out, part_out, part_lse,
+    q, cache, block_tables, context_lens, out, part_out, part_lse, counters,
     num_seqs, scale_log2,
     q_stride_seq, q_stride_head, stride_block, stride_value, stride_head, stride_token, table_stride,
     KV: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     total = KV * _tiles_before(context_lens, num_seqs, num_seqs, TILE)
     programs = tl.minimum(tl.num_programs(0), total)
     program = tl.program_id(0)
@@ -157,55 +162,43 @@ def _decode_kernel(
             top = new_top
 
         result = acc / tl.maximum(norm, 1.0e-30)[:, None]
+        out_rows = out + ((seq.to(tl.int64) * KV + head) * G + rows)[:, None] * D + dims[None, :]
         if last - first == tiles:
-            out_rows = out + ((seq.to(tl.int64) * KV + head) * G + rows)[:, None] * D + dims[None, :]
             tl.store(out_rows, result.to(out.dtype.element_ty), mask=row_mask)
         else:
             slot = program * 2 + (head_start > share_first).to(tl.int32)
             tl.store(part_out + (slot * G + rows)[:, None] * D + dims[None, :], result, mask=row_mask)
             tl.store(part_lse + slot * G + rows, top + tl.log2(norm), mask=rows < G)
+            # Tile t belongs to the last program whose share starts at or before it: p * total < (t + 1) * programs.
+            first_program = (((head_start + 1).to(tl.int64) * programs - 1) // total).to(tl.int32)
+            last_program = (((head_start + tiles).to(tl.int64) * programs - 1) // total).to(tl.int32)
+            counter = counters + seq * KV + head
+            tl.debug_barrier()  # all of this program's stores come before it counts itself in
+            arrived = tl.atomic_add(counter, 1, sem="acq_rel")
+            if arrived == last_program - first_program:
+                tl.store(counter, 0)  # for the next launch
+                top = tl.full([ROWS], -1.0e30, tl.float32)
+                norm = tl.zeros([ROWS], tl.float32)
+                acc = tl.zeros([ROWS, D], tl.float32)
+                first_slot = (_share_start(first_program, total, programs) < head_start).to(tl.int32)
+                for p in range(first_program, last_program + 1):
+                    part = p * 2 + first_slot * (p == first_program)
+                    # Other programs wrote them: .cg reads past this multiprocessor's own cache.
+                    lse = tl.load(part_lse + part * G + rows, mask=rows < G, other=0.0, cache_modifier=".cg")
+                    part_rows = part_out + (part * G + rows)[:, None] * D + dims[None, :]
+                    partial = tl.load(part_rows, mask=row_mask, other=0.0, cache_modifier=".cg")
+                    new_top = tl.maximum(top, lse)
+                    rescale = tl.exp2(top - new_top)
+                    weight = tl.exp2(lse - new_top)
+                    norm = norm * rescale + weight
+                    acc = acc * rescale[:, None] + weight[:, None] * partial
+                    top = new_top
+                tl.store(out_rows, (acc / norm[:, None]).to(out.dtype.element_ty), mask=row_mask)
 
         tile = head_start + last
         if tile == seq_start + KV * tiles:
             seq_start = tile
             seq += 1
-
-
-@triton.jit(do_not_specialize=["num_seqs", "max_programs"])
-def _merge_kernel(
-    context_lens, out, part_out, part_lse, num_seqs, max_programs,
-    KV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """One program a (sequence, query head): the partials of its tiles, weighted by their share of the softmax."""
-    seq = tl.program_id(0)
-    q_head = tl.program_id(1)
-    total = KV * _tiles_before(context_lens, num_seqs, num_seqs, TILE)
-    programs = tl.minimum(max_programs, total)
-    tiles = tl.maximum(tl.cdiv(tl.load(context_lens + seq), TILE), 1)
-    start = KV * _tiles_before(context_lens, seq, num_seqs, TILE) + (q_head // G) * tiles
-    # Tile t belongs to the last program whose share starts at or before it: p * total < (t + 1) * programs.
-    first = (((start + 1).to(tl.int64) * programs - 1) // total).to(tl.int32)
-    last = (((start + tiles).to(tl.int64) * programs - 1) // total).to(tl.int32)
-    if first == last:
-        return
-    dims = tl.arange(0, D)
-    top = -1.0e30
-    norm = 0.0
-    acc = tl.zeros([D], tl.float32)
-    for p in range(first, last + 1, CHUNK):
-        program = p + tl.arange(0, CHUNK)
-        mask = program <= last
-        slot = program * 2 + (_share_start(program, total, programs) < start).to(tl.int32)
-        row = slot * G + q_head % G
-        lse = tl.load(part_lse + row, mask=mask, other=float("-inf"))
-        partial = tl.load(part_out + row[:, None] * D + dims[None, :], mask=mask[:, None], other=0.0)
-        new_top = tl.maximum(top, tl.max(lse, 0))
-        rescale = tl.exp2(top - new_top)
-        weights = tl.exp2(lse - new_top)
-        norm = norm * rescale + tl.sum(weights, 0)
-        acc = acc * rescale + tl.sum(weights[:, None] * partial, 0)
-        top = new_top
-    tl.store(out + (seq.to(tl.int64) * KV * G + q_head) * D + dims, (acc / norm).to(out.dtype.element_ty))
 
 
 def paged_decode(
@@ -217,6 +210,7 @@ def paged_decode(
     max_context_len: int,
     out: torch.Tensor | None = None,
     config: DecodeConfig | None = None,
+    counters: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of one query token a sequence over its paged context, q (B, H, D) -> (B, H, D).
 
@@ -227,10 +221,14 @@ def paged_decode(
         scale: multiplies the scores, usually D ** -0.5.
         max_context_len: at least the largest context; it only bounds the grid.
         out: (B, H, D) contiguous, written in place where given.
+        counters: B * KV zeros or more, int32. They are zeros again afterwards, so that who calls often can keep them;
+            calls that share them must not run at the same time.
     """
     num_seqs, q_heads, head_dim = q.shape
     kv_heads, block_size = kv_cache.shape[2:4]
     group = q_heads // kv_heads
+    if counters is None:
+        counters = torch.zeros(num_seqs * kv_heads, dtype=torch.int32, device=q.device)
     config = config or default_config(head_dim, kv_cache.element_size())
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
 
@@ -245,14 +243,10 @@ def paged_decode(
 
     stride_block, stride_value, stride_head, stride_token, _ = kv_cache.stride()
     _decode_kernel[(programs,)](
-        q, kv_cache, block_tables, context_lens, out, part_out, part_lse,
+        q, kv_cache, block_tables, context_lens, out, part_out, part_lse, counters,
         num_seqs, scale * LOG2_E,
         q.stride(0), q.stride(1), stride_block, stride_value, stride_head, stride_token, block_tables.stride(0),
         KV=kv_heads, G=group, D=head_dim, BLOCK_SIZE=block_size, TILE=config.tile,
-        ROWS=max(16, triton.next_power_of_2(group)), num_warps=config.warps, num_stages=config.stages,
-    )  # fmt: skip
-    _merge_kernel[(num_seqs, q_heads)](
-        context_lens, out, part_out, part_lse, num_seqs, programs,
-        KV=kv_heads, G=group, D=head_dim, TILE=config.tile, CHUNK=16, num_warps=4,
+        ROWS=max(16, triton.next_power_of_2(group)), num_warps=config.warps, num_stages=config.stages, **early_launch(q),
     )  # fmt: skip
     return out

@@ -15,14 +15,21 @@ import torch
 import triton
 import triton.language as tl
 
+from nanovllm.kernels.launch import early_launch
+
 
 @triton.jit
 def _rms_norm_kernel(
-    x, residual, weight, out, stride, eps, N: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr
+    x, residual, weight, out, stride, eps, N: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = column < N
+    scale = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     value = tl.load(x + row * stride + column, mask=mask, other=0.0).to(tl.float32)
     if ADD:
         place = residual + row * N + column
@@ -31,7 +38,7 @@ def _rms_norm_kernel(
         tl.store(place, rounded, mask=mask)
         value = rounded.to(tl.float32)
     inverse = tl.rsqrt(tl.sum(value * value, 0) / N + eps)
-    scaled = value * inverse * tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
+    scaled = value * inverse * scale
     tl.store(out + row * N + column, scaled.to(out.dtype.element_ty), mask=mask)
 
 
@@ -47,7 +54,7 @@ def _launch(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor
         block = triton.next_power_of_2(size)
         _rms_norm_kernel[(rows.shape[0],)](
             rows, rows if residual is None else residual, weight, out, rows.stride(0), eps,
-            N=size, BLOCK=block, ADD=residual is not None, num_warps=min(max(block // 512, 1), 8),
+            N=size, BLOCK=block, ADD=residual is not None, num_warps=min(max(block // 512, 1), 8), **early_launch(x),
         )  # fmt: skip
     return out
 

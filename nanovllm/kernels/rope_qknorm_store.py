@@ -17,13 +17,15 @@ import torch
 import triton
 import triton.language as tl
 
+from nanovllm.kernels.launch import early_launch
+
 
 @triton.jit
 def _rope_qknorm_store_kernel(
     qkv, positions, table, q_weight, k_weight, q_out, cache, slot_mapping, eps,
     qkv_stride_token, qkv_stride_head, stride_block, stride_value, stride_head, stride_token,
     H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     HALF: tl.constexpr = D // 2
@@ -32,6 +34,9 @@ def _rope_qknorm_store_kernel(
     inside = dim < HALF
     place = qkv + token * qkv_stride_token + head * qkv_stride_head + dim
     mask = (head < H + 2 * KV) & inside
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     raw_first = tl.load(place, mask=mask, other=0.0)
     raw_second = tl.load(place + HALF, mask=mask, other=0.0)
     first = raw_first.to(tl.float32)
@@ -111,6 +116,6 @@ def rope_qknorm_store(
         qkv, positions, table, q_weight, k_weight, q_out, kv_cache, slot_mapping, eps,
         qkv.stride(0), qkv.stride(1), stride_block, stride_value, stride_head, stride_token,
         H=q_heads, KV=kv_heads, D=head_dim, ROWS=rows, COLUMNS=triton.next_power_of_2(head_dim // 2), BLOCK_SIZE=block_size, NORM=q_weight is not None,
-        num_warps=min(max(rows * head_dim // 1024, 1), 8),
+        num_warps=min(max(rows * head_dim // 1024, 1), 8), **early_launch(qkv),
     )  # fmt: skip
     return q_out

@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from nanovllm.kernels.launch import early_launch
+
 TILE = 4096
 
 
@@ -40,12 +42,16 @@ def _gumbel(seed, position, token):
 
 @triton.jit
 def _tile_kernel(
-    logits, temperatures, seeds, positions, best_score, best_token, stride, V: tl.constexpr, TILE: tl.constexpr
+    logits, temperatures, seeds, positions, best_score, best_token, stride, V: tl.constexpr, TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     tile = tl.program_id(1)
     token = tile * TILE + tl.arange(0, TILE)
     mask = token < V
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     score = tl.load(logits + row.to(tl.int64) * stride + token, mask=mask, other=float("-inf")).to(tl.float32)
     temperature = tl.load(temperatures + row)
     if temperature > 0:
@@ -58,9 +64,12 @@ def _tile_kernel(
 
 
 @triton.jit
-def _pick_kernel(best_score, best_token, out, TILES: tl.constexpr, BLOCK: tl.constexpr):
+def _pick_kernel(best_score, best_token, out, TILES: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0)
     tile = tl.arange(0, BLOCK)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     score = tl.load(best_score + row * TILES + tile, mask=tile < TILES, other=float("-inf"))
     winner = tl.argmax(score, 0)
     tl.store(out + row, tl.load(best_token + row * TILES + winner).to(tl.int64))
@@ -94,9 +103,9 @@ def sample(
     out = torch.empty(rows, dtype=torch.int64, device=logits.device) if out is None else out
     _tile_kernel[(rows, tiles)](
         logits, temperatures, seeds, positions, best_score, best_token, logits.stride(0),
-        V=vocab_size, TILE=TILE, num_warps=8,
+        V=vocab_size, TILE=TILE, num_warps=8, **early_launch(logits),
     )  # fmt: skip
     _pick_kernel[(rows,)](
-        best_score, best_token, out, TILES=tiles, BLOCK=triton.next_power_of_2(tiles), num_warps=1
+        best_score, best_token, out, TILES=tiles, BLOCK=triton.next_power_of_2(tiles), num_warps=1, **early_launch(logits)
     )  # fmt: skip
     return out

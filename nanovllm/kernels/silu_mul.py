@@ -11,14 +11,19 @@ import torch
 import triton
 import triton.language as tl
 
+from nanovllm.kernels.launch import early_launch
+
 BLOCK = 1024
 
 
 @triton.jit
-def _silu_mul_kernel(gate_up, out, stride, I: tl.constexpr, BLOCK: tl.constexpr):  # noqa: E741
+def _silu_mul_kernel(gate_up, out, stride, I: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):  # noqa: E741
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < I
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     gate = tl.load(gate_up + row * stride + column, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * stride + I + column, mask=mask, other=0.0).to(tl.float32)
     product = gate / (1.0 + tl.exp(-gate)) * up
@@ -35,5 +40,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     size = width // 2
     out = torch.empty((tokens, size), dtype=gate_up.dtype, device=gate_up.device)
     if tokens:
-        _silu_mul_kernel[(tokens, triton.cdiv(size, BLOCK))](gate_up, out, gate_up.stride(0), I=size, BLOCK=BLOCK)
+        _silu_mul_kernel[(tokens, triton.cdiv(size, BLOCK))](
+            gate_up, out, gate_up.stride(0), I=size, BLOCK=BLOCK, **early_launch(out)
+        )
     return out
