@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 LAB_FLAGS ?=
 NOTEBOOKS ?=
+OUT ?=
+SUBMISSIONS ?= submissions
 
 FIRST := notebooks/00_start_here.ipynb
 
@@ -12,7 +14,7 @@ SETTINGS := $(VENV)/share/jupyter/lab/settings
 SAY := @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-test lab test lint format notebooks status check-exercises tables chromium clean
+.PHONY: help install install-test lab test lint format notebooks gpu-notebooks status check-exercises student grade tables chromium clean
 
 help:
 	@echo 'make install          make $(VENV) and install the course into it'
@@ -22,14 +24,17 @@ help:
 	@echo 'make format           format code and notebooks'
 	@echo 'make lint             check code and notebooks without running them'
 	@echo 'make notebooks        run the notebooks in place, record seconds and memory'
+	@echo 'make gpu-notebooks    run copies of them on a GPU machine into build/gpu-notebooks, record seconds and memory'
 	@echo 'make check-exercises  run every exercise as shipped, solved, and with each wrong answer'
 	@echo 'make tables           write the tables of the pages from the measurements'
-	@echo 'make status           what each notebook took the last time, and which outputs are stale'
+	@echo 'make status           write what each notebook took into its head and the readmes, and show it'
+	@echo 'make student          write the course without its answers into student (or OUT=folder)'
+	@echo 'make grade            judge the notebooks that students handed in: submissions/<student>/<notebook>.ipynb'
 	@echo 'make clean            remove what tests and tools leave behind (not $(VENV))'
 	@echo
 	@echo 'PYTHON=python3.12     another Python (3.10 to 3.13) to make $(VENV) from'
 	@echo 'LAB_FLAGS=...         flags for JupyterLab, such as --no-browser or --port=9000'
-	@echo 'NOTEBOOKS="00 01"     only these, for notebooks and check-exercises'
+	@echo 'NOTEBOOKS="00 01"     only these, for notebooks, gpu-notebooks, check-exercises and grade'
 
 install: $(VENV)/.installed-course
 
@@ -82,12 +87,22 @@ format: install-test
 
 notebooks: install-test
 	@$(BIN)/python -m course.notebooks execute $(NOTEBOOKS)
+	@$(BIN)/python -m course.notebooks status
+
+gpu-notebooks: install
+	@$(BIN)/python -m course.notebooks measure $(NOTEBOOKS) $(if $(OUT),--out '$(OUT)')
 
 check-exercises: install-test
 	@$(BIN)/python -m course.notebooks check-exercises $(NOTEBOOKS)
 
 status: install
 	@$(BIN)/python -m course.notebooks status
+
+student: install
+	@$(BIN)/python -m course.notebooks student $(if $(OUT),--out '$(OUT)')
+
+grade: install
+	@$(BIN)/python -m course.notebooks grade $(NOTEBOOKS) --submissions '$(SUBMISSIONS)'
 
 tables: install
 	@$(BIN)/python scripts/tables.py

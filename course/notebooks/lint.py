@@ -81,7 +81,7 @@ def _sections(path: Path, notebook: Notebook) -> Iterator[str]:
         questions = re.findall(r"^\d+\. ", markdown["recap"], flags=re.MULTILINE)
         if questions != ["1. ", "2. ", "3. "]:
             yield "the recap does not end in three questions, numbered 1. 2. 3."
-    for name, text in execute.generated_texts(execute.load_status().get(path.stem)).items():
+    for name, text in execute.generated_texts(path.stem).items():
         if name in markdown and markdown[name] != text:
             yield f"the {name} cell is generated and out of date; run: python -m course.notebooks format {path.stem}"
 

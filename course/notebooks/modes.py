@@ -59,7 +59,7 @@ def run(path: Path) -> list[Outcome]:
             if index in todo:
                 outcomes += _three_modes(client, path.stem, notebook, todo[index])
                 done.add(todo[index].check or index)
-            elif problem := _execute(client, cell, index):
+            elif problem := run_cell(client, cell, index):
                 raise CellFailed(f"{path.name}, cell {cell['id']!r}: {problem}")
     return outcomes
 
@@ -70,25 +70,25 @@ def _three_modes(client: Any, name: str, notebook: Notebook, exercise: Exercise)
     if exercise.solution.is_file():
         answers.append(("solution", "solution", exercise.solution.read_text(encoding="utf-8")))
     outcomes = []
-    _in_kernel(client, "remember_names")
+    in_kernel(client, "remember_names")
     for mode, answer, text in answers:
-        verdict, message, fault = _judge(client, notebook, exercise, text)
+        verdict, message, fault = judge(client, notebook, exercise, text)
         fault = fault or _fault(mode, verdict, message, text)
         outcomes.append(Outcome(name, exercise.id, mode, answer, verdict, message, fault))
         if mode != "solution":
-            _in_kernel(client, "put_names_back")
+            in_kernel(client, "put_names_back")
     return outcomes
 
 
-def _judge(client: Any, notebook: Notebook, exercise: Exercise, text: str) -> tuple[str, str, str]:
+def judge(client: Any, notebook: Notebook, exercise: Exercise, text: str) -> tuple[str, str, str]:
     """Run `text` in place of the stub, then the check cell; return ``(verdict, message, fault)``."""
     if exercise.check is None:
         return "", "", "the exercise has no check cell"
     stub, check = notebook["cells"][exercise.stub], notebook["cells"][exercise.check]
     stub["source"] = text
-    if problem := _execute(client, stub, exercise.stub):
+    if problem := run_cell(client, stub, exercise.stub):
         return "", "", f"the answer's own cell raised {problem}"
-    if problem := _execute(client, check, exercise.check):
+    if problem := run_cell(client, check, exercise.check):
         return "", "", f"the check cell raised {problem}"
     for output in check["outputs"]:
         said = output.get("data", {}).get(VERDICT_MIME)
@@ -115,7 +115,7 @@ def promised(text: str) -> str:
     return first[len("# caught:") :].strip() if first.startswith("# caught:") else ""
 
 
-def _execute(client: Any, cell: Any, index: int) -> str:
+def run_cell(client: Any, cell: Any, index: int) -> str:
     """Run one cell; return its error as ``Name: text``, or an empty string."""
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
@@ -128,7 +128,7 @@ def _execute(client: Any, cell: Any, index: int) -> str:
     return ""
 
 
-def _in_kernel(client: Any, function: str) -> None:
+def in_kernel(client: Any, function: str) -> None:
     """Call `remember_names` or `put_names_back` on the kernel's own names."""
     from nbformat.v4 import new_code_cell
 
