@@ -14,7 +14,7 @@ SETTINGS := $(VENV)/share/jupyter/lab/settings
 SAY := @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-test lab test lint format notebooks gpu-notebooks status check-exercises student grade tables chromium clean
+.PHONY: help install install-test lab test lint format notebooks gpu-notebooks status check-exercises student grade tables site chromium clean
 
 help:
 	@echo 'make install          make $(VENV) and install the course into it'
@@ -27,6 +27,7 @@ help:
 	@echo 'make gpu-notebooks    run copies of them on a GPU machine into build/gpu-notebooks, record seconds and memory'
 	@echo 'make check-exercises  run every exercise as shipped, solved, and with each wrong answer'
 	@echo 'make tables           write the tables of the pages from the measurements'
+	@echo 'make site             make the notebooks and guides into web pages: build/site/index.html'
 	@echo 'make status           write what each notebook took into its head and the readmes, and show it'
 	@echo 'make student          write the course without its answers into student (or OUT=folder)'
 	@echo 'make grade            judge the notebooks that students handed in: submissions/<student>/<notebook>.ipynb'
@@ -62,6 +63,11 @@ $(VENV)/.installed-test: $(VENV)/.installed-course
 	@$(PIP) install --quiet -c constraints.txt -e '.[test]'
 	@$(PIP) install --quiet -c constraints.txt -e '.[peers]' || \
 		{ test -z "$$CI" && echo 'hnswlib needs a C++ compiler and did not build: the tests that compare with it are skipped.'; }
+	@touch $@
+
+$(VENV)/.installed-site: $(VENV)/.installed-course
+	$(SAY) 'Installing what makes the pages'
+	@$(PIP) install --quiet -c constraints.txt -e '.[site]'
 	@touch $@
 
 lab: install
@@ -106,6 +112,10 @@ grade: install
 
 tables: install
 	@$(BIN)/python scripts/tables.py
+
+site: $(VENV)/.installed-site
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -c site -d build/site-doctrees . build/site
+	@echo 'Open build/site/index.html'
 
 clean:
 	rm -rf .cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -20,6 +20,7 @@ HANDED_OUT = (
     "training",
     "benchmarks",
     "scripts",
+    "site",
     "README.md",
     "README.zh-CN.md",
     "NANO_VLLM_VS_VLLM.md",
