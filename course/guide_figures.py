@@ -1,0 +1,115 @@
+"""Figures that guides quote and that nothing else computes: from recorded runs, or from the engine's own functions."""
+
+from __future__ import annotations
+
+import csv
+import random
+from functools import cache
+from typing import Any
+
+from course import kv_cache, recorded, roofline
+from course.scheduler_view import fill, reserved_slots
+from nanovllm.engine.block_manager import BlockManager
+
+GIB = 2**30
+
+# --- torch.inference_mode, from benchmarks/inference_mode.py -----------------------------------------------------------
+
+
+@cache
+def _modes(model: str, code: str, tokens: int) -> dict[str, Any]:
+    """One forward pass of the record: `model` "embedded" or "qwen3-0.6b", `code` "transformers" or "engine"."""
+    run = recorded.load(f"inference_mode-{model}")
+    (entry,) = (each for each in run["passes"] if (each["code"], each["tokens"]) == (code, tokens))
+    return entry
+
+
+def mode_samples(model: str, code: str, tokens: int) -> int:
+    """How many samples of each mode the record holds."""
+    return len(_modes(model, code, tokens)["seconds"]["inference_mode"])
+
+
+def mode_ms(model: str, code: str, tokens: int, mode: str) -> float:
+    """Median milliseconds of a forward pass."""
+    return roofline.median_ms(_modes(model, code, tokens)["seconds"][mode])
+
+
+def mode_saves(model: str, code: str, tokens: int, mode: str) -> float:
+    """Per cent of the time of PyTorch's default mode on those weights that `mode` saves.
+
+    The default mode of transformers' model is "default"; the engine's weights want no gradient, so there it is "frozen".
+    """
+    base = mode_ms(model, code, tokens, "default" if code == "transformers" else "frozen")
+    return 100 * (1 - mode_ms(model, code, tokens, mode) / base)
+
+
+def mode_kept_mib(model: str, tokens: int, mode: str) -> float:
+    """MiB that a forward pass of transformers' model keeps for a backward pass, weights aside."""
+    return _modes(model, "transformers", tokens)["kept_bytes"][mode] / 2**20
+
+
+def all_savings(code: str, mode: str = "inference_mode") -> list[float]:
+    """`mode_saves` for both models and every number of tokens, ascending."""
+    runs = {model: recorded.load(f"inference_mode-{model}") for model in ("embedded", "qwen3-0.6b")}
+    return sorted(
+        mode_saves(model, code, entry["tokens"], mode)
+        for model, run in runs.items()
+        for entry in run["passes"]
+        if entry["code"] == code
+    )
+
+
+# --- the KV cache ------------------------------------------------------------------------------------------------------
+
+
+def plan(model: str, gigabytes: float, ranks: int = 1) -> kv_cache.Plan:
+    """`course.kv_cache.plan` of a published Qwen3 on a card of that size, for users of 4,096 tokens."""
+    return kv_cache.plan(kv_cache.QWEN3[model], gigabytes * 1e9, tokens_per_user=4096, ranks=ranks)
+
+
+def if_any(made: kv_cache.Plan, what: int) -> int | None:
+    """`what` where at least one block fits, else None."""
+    return what if made.num_blocks > 0 else None
+
+
+def seed_ratio(model: str) -> float:
+    """What the seed's formula says of a block, divided by the truth."""
+    config = kv_cache.QWEN3[model]
+    return kv_cache.seed_block_bytes(config, block_size=1) / kv_cache.bytes_per_token(config)
+
+
+# --- blocks ------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def slots_used(block_size: int | None) -> float:
+    """Per cent of the slots that hold a token, 256 sequences of 200 to 2,000 tokens: blocks, or buffers of 4,096 (None)."""
+    draw = random.Random(0)
+    taken = reserved_slots([draw.randint(200, 2000) for _ in range(256)], block_size or 16, max_model_len=4096)
+    return 100 * taken["used"] / taken[f"blocks of {block_size}" if block_size else "one buffer each"]
+
+
+def hit_of_equal_prompts(num_tokens: int) -> int:
+    """Tokens that the second of two equal prompts, one after the other, finds in the cache; blocks of 16."""
+    blocks = BlockManager(64, 16)
+    fill(blocks, 0, list(range(num_tokens)))
+    return fill(blocks, 1, list(range(num_tokens))).num_cached_tokens
+
+
+def collision_chance(blocks: float, bits: int = 128) -> float:
+    """An upper bound of the chance that any two of so many different blocks have the same hash."""
+    return blocks**2 / 2 / 2**bits
+
+
+# --- HNSW, from test-case/hnsw_compare_max_m.py --------------------------------------------------------------------------
+
+
+def max_m_row(vectors: str, max_m: int, ef_search: int) -> dict[str, float]:
+    """Recall, distances a query and more, ef_construction 100, the paper's levels."""
+    path = recorded.ROOT / "test-case" / "max_m_comparison_data.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            key = (row["set"], row["sampler"], row["max_m"], row["ef_construction"], row["ef_search"])
+            if key == (vectors, "paper", str(max_m), "100", str(ef_search)):
+                return {name: float(row[name]) for name in ("recall", "distances", "link_bytes", "mean_level")}
+    raise KeyError(f"no row for {vectors}, max_m {max_m}, ef_search {ef_search} in {path.name}")
