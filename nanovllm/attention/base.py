@@ -28,6 +28,7 @@ class AttentionMetadata:
         num_decodes: the first `num_decodes` sequences have exactly one query token; the others are prefill chunks.
         max_query_len: longest query of the step.
         max_context_len: largest of context_lens; an upper bound is allowed.
+        decode_plan: what a backend works out for the step's first layer and uses in all of them.
     """
 
     query_start: torch.Tensor
@@ -37,6 +38,7 @@ class AttentionMetadata:
     num_decodes: int
     max_query_len: int
     max_context_len: int
+    decode_plan: torch.Tensor | None = None
 
 
 class AttentionBackend(ABC):

@@ -11,7 +11,7 @@ import os
 import torch
 
 from nanovllm.attention.base import AttentionBackend, AttentionMetadata
-from nanovllm.kernels.paged_decode import paged_decode
+from nanovllm.kernels.paged_decode import paged_decode, plan_decode
 from nanovllm.kernels.ragged_prefill import ragged_prefill
 from nanovllm.kernels.store_kv import store_kv
 
@@ -50,6 +50,9 @@ class TritonAttention(AttentionBackend):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         decodes = metadata.num_decodes
         if decodes:
+            if metadata.decode_plan is None:
+                lens = metadata.context_lens[:decodes]
+                metadata.decode_plan = plan_decode(lens, kv_cache, metadata.max_context_len)
             paged_decode(
                 q[:decodes],
                 kv_cache,
@@ -58,6 +61,7 @@ class TritonAttention(AttentionBackend):
                 scale,
                 metadata.max_context_len,
                 out=out[:decodes],
+                plan=metadata.decode_plan,
                 counters=self._counters(decodes * kv_cache.shape[2], q.device),
             )
         if decodes < metadata.context_lens.shape[0]:

@@ -117,8 +117,10 @@ class LLMEngine:
         if not token_ids:
             raise ValueError("prompt must not be empty: it needs at least one token.")
         vocab_size = self.model_config.vocab_size
-        for token in token_ids:
-            check_int("each token id of the prompt", token, 0, vocab_size - 1)
+        # Long prompts are checked as a whole; one by one only to say which id is wrong.
+        if set(map(type, token_ids)) != {int} or min(token_ids) < 0 or max(token_ids) >= vocab_size:
+            for token in token_ids:
+                check_int("each token id of the prompt", token, 0, vocab_size - 1)
         if len(token_ids) >= self.max_model_len:
             raise ValueError(
                 f"prompt has {len(token_ids)} tokens, but at most {self.max_model_len - 1} fit, "

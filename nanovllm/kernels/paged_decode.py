@@ -14,6 +14,9 @@ not it stores a partial: the normalized output and the log-sum-exp of its scores
 one for the first sequence of its share (slot 0) and one for the last (slot 1). How many programs share a (sequence, head)
 follows from the lengths, so each counts itself in when its partial is stored, and the last one merges them all.
 
+Who has which share follows from the lengths alone, which are the same in every layer. So a small kernel plans it once a
+step, and the layers read the plan.
+
 The grid depends on the number of rows and on the largest context allowed, never on the lengths, which are read on the
 device: a CUDA graph captured once serves every step. A sequence with no tokens (padding) owns one tile, with every
 load masked, so its output row is written, with zeros.
@@ -36,6 +39,8 @@ from nanovllm.kernels.paging import tile_blocks, tile_offsets
 
 LOG2_E = 1.4426950408889634
 INTERPRETER_PROGRAMS = 6
+PLAN_WIDTH = 8
+"""int32 numbers for each program; six are used."""
 
 
 class DecodeConfig(NamedTuple):
@@ -105,12 +110,8 @@ def _share_start(program, total, programs):
 
 
 @triton.jit(do_not_specialize=["num_seqs"])
-def _decode_kernel(
-    q, cache, block_tables, context_lens, out, part_out, part_lse, counters,
-    num_seqs, scale_log2,
-    q_stride_seq, q_stride_head, stride_block, stride_value, stride_head, stride_token, table_stride,
-    KV: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
+def _plan_kernel(
+    context_lens, plan, num_seqs, KV: tl.constexpr, TILE: tl.constexpr, PLAN_WIDTH: tl.constexpr, PDL: tl.constexpr
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -118,11 +119,40 @@ def _decode_kernel(
     total = KV * _tiles_before(context_lens, num_seqs, num_seqs, TILE)
     programs = tl.minimum(tl.num_programs(0), total)
     program = tl.program_id(0)
-    if program >= programs:
-        return
-    tile = _share_start(program, total, programs)
-    end = _share_start(program + 1, total, programs)
-    seq, seq_start = _find_sequence(context_lens, tile, num_seqs, KV, TILE)
+    share = plan + program * PLAN_WIDTH
+    if program < programs:
+        tile = _share_start(program, total, programs)
+        seq, seq_start = _find_sequence(context_lens, tile, num_seqs, KV, TILE)
+        tl.store(share, tile)
+        tl.store(share + 1, _share_start(program + 1, total, programs))
+        tl.store(share + 2, seq)
+        tl.store(share + 3, seq_start)
+        tl.store(share + 4, total)
+        tl.store(share + 5, programs)
+    else:  # more programs than tiles: an empty share
+        tl.store(share, 0)
+        tl.store(share + 1, 0)
+
+
+@triton.jit
+def _decode_kernel(
+    q, cache, block_tables, context_lens, plan, out, part_out, part_lse, counters,
+    scale_log2,
+    q_stride_seq, q_stride_head, stride_block, stride_value, stride_head, stride_token, table_stride,
+    KV: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PLAN_WIDTH: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    program = tl.program_id(0)
+    share = plan + program * PLAN_WIDTH
+    tile = tl.load(share)
+    end = tl.load(share + 1)
+    seq = tl.load(share + 2)
+    seq_start = tl.load(share + 3)
+    total = tl.load(share + 4)
+    programs = tl.load(share + 5)
 
     rows = tl.arange(0, ROWS)
     dims = tl.arange(0, D)
@@ -201,6 +231,31 @@ def _decode_kernel(
             seq += 1
 
 
+def plan_decode(
+    context_lens: torch.Tensor, kv_cache: torch.Tensor, max_context_len: int, config: DecodeConfig | None = None
+) -> torch.Tensor:
+    """Each program's share of the tiles, (programs, PLAN_WIDTH) int32: the same in all layers of a step.
+
+    A row holds the share's first tile and its end, the sequence of the first tile, that sequence's first tile, the number
+    of all tiles, and the number of programs that have a share.
+    """
+    kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
+    config = config or default_config(head_dim, kv_cache.element_size())
+    num_seqs = len(context_lens)
+    programs = num_seqs * kv_heads * max(triton.cdiv(max_context_len, config.tile), 1)
+    if kv_cache.is_cuda:
+        sms = torch.cuda.get_device_properties(kv_cache.device).multi_processor_count
+        programs = min(sms * config.programs_per_sm, programs)
+    else:
+        programs = min(INTERPRETER_PROGRAMS, programs)
+    plan = torch.empty((programs, PLAN_WIDTH), dtype=torch.int32, device=kv_cache.device)
+    _plan_kernel[(programs,)](
+        context_lens, plan, num_seqs,
+        KV=kv_heads, TILE=config.tile, PLAN_WIDTH=PLAN_WIDTH, num_warps=4, **early_launch(kv_cache),
+    )  # fmt: skip
+    return plan
+
+
 def paged_decode(
     q: torch.Tensor,
     kv_cache: torch.Tensor,
@@ -210,6 +265,7 @@ def paged_decode(
     max_context_len: int,
     out: torch.Tensor | None = None,
     config: DecodeConfig | None = None,
+    plan: torch.Tensor | None = None,
     counters: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of one query token a sequence over its paged context, q (B, H, D) -> (B, H, D).
@@ -221,6 +277,7 @@ def paged_decode(
         scale: multiplies the scores, usually D ** -0.5.
         max_context_len: at least the largest context; it only bounds the grid.
         out: (B, H, D) contiguous, written in place where given.
+        plan: what `plan_decode` returned for the same lengths, for who calls often.
         counters: B * KV zeros or more, int32. They are zeros again afterwards, so that who calls often can keep them;
             calls that share them must not run at the same time.
     """
@@ -232,21 +289,18 @@ def paged_decode(
     config = config or default_config(head_dim, kv_cache.element_size())
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
 
-    most_tiles = num_seqs * kv_heads * max(triton.cdiv(max_context_len, config.tile), 1)
-    if q.is_cuda:
-        sms = torch.cuda.get_device_properties(q.device).multi_processor_count
-        programs = min(sms * config.programs_per_sm, most_tiles)
-    else:
-        programs = min(INTERPRETER_PROGRAMS, most_tiles)
+    plan = plan_decode(context_lens, kv_cache, max_context_len, config) if plan is None else plan
+    programs = len(plan)
     part_out = torch.empty((programs, 2, group, head_dim), dtype=torch.float32, device=q.device)
     part_lse = torch.empty((programs, 2, group), dtype=torch.float32, device=q.device)
 
     stride_block, stride_value, stride_head, stride_token, _ = kv_cache.stride()
     _decode_kernel[(programs,)](
-        q, kv_cache, block_tables, context_lens, out, part_out, part_lse, counters,
-        num_seqs, scale * LOG2_E,
+        q, kv_cache, block_tables, context_lens, plan, out, part_out, part_lse, counters,
+        scale * LOG2_E,
         q.stride(0), q.stride(1), stride_block, stride_value, stride_head, stride_token, block_tables.stride(0),
         KV=kv_heads, G=group, D=head_dim, BLOCK_SIZE=block_size, TILE=config.tile,
-        ROWS=max(16, triton.next_power_of_2(group)), num_warps=config.warps, num_stages=config.stages, **early_launch(q),
+        ROWS=max(16, triton.next_power_of_2(group)), num_warps=config.warps, num_stages=config.stages,
+        PLAN_WIDTH=PLAN_WIDTH, **early_launch(q),
     )  # fmt: skip
     return out

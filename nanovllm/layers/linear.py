@@ -15,11 +15,16 @@ from nanovllm.layers.packed import PackedWeight
 from nanovllm.utils.context import TensorParallel
 from nanovllm.utils.loader import check_rows, copy_exactly
 
+GEMV_ROWS = 1
+"""Up to so many rows our kernel is faster than cuBLAS, on one H100."""
+
 
 class LinearBase(nn.Module):
     """y = x W^T + b with x (..., in_features), W (out_features, in_features) as this rank holds them."""
 
     shards: tuple[str | None, ...] = (None,)
+    fused = False
+    """Whether to run our Triton kernel where there are few rows."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool):
         super().__init__()
@@ -41,6 +46,10 @@ class LinearBase(nn.Module):
         """x W^T + bias, through the packed copy of W where there is one."""
         if self.packed is not None:
             return self.packed.linear(x, self.weight, bias)
+        if self.fused and len(x) <= GEMV_ROWS and bias is None:
+            from nanovllm.kernels.gemv import gemv
+
+            return gemv(x, self.weight)
         return F.linear(x, self.weight, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

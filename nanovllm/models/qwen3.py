@@ -14,7 +14,7 @@ from nanovllm.config import ModelConfig
 from nanovllm.layers.activation import silu_and_mul
 from nanovllm.layers.attention import Attention
 from nanovllm.layers.embedding import ParallelLMHead, VocabParallelEmbedding
-from nanovllm.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+from nanovllm.layers.linear import LinearBase, MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from nanovllm.layers.norm import RMSNorm
 from nanovllm.layers.rotary import RotaryEmbedding, RotaryStep, apply_rotary
 from nanovllm.utils.context import TensorParallel
@@ -109,6 +109,7 @@ class Qwen3Model(nn.Module):
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
         x = self.embed_tokens(token_ids)
         rotary = self.rotary.step(positions, x.dtype, self.fused)
+        metadata.decode_plan = None  # the lengths may have changed in place
         residual = None
         for layer in self.layers:
             x, residual = layer(x, residual, rotary, metadata)
@@ -147,6 +148,9 @@ class Qwen3ForCausalLM(nn.Module):
         self.config = config
         self.model = self.model_class(config, backend, tp, max_positions or config.max_position_embeddings)
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, tp)
+        for module in self.modules():
+            if isinstance(module, LinearBase):
+                module.fused = backend.fused
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

@@ -1,0 +1,49 @@
+"""The matrix-vector product against float64."""
+
+import pytest
+import torch
+
+from nanovllm.kernels.gemv import gemv
+
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def operands(rows, outputs, size, dtype, device):
+    generator = torch.Generator().manual_seed(size)
+    return [torch.randn(shape, generator=generator).to(dtype).to(device) for shape in ((rows, size), (outputs, size))]
+
+
+def check(x, weight):
+    out = gemv(x, weight)
+    assert out.shape == (len(x), len(weight)) and out.dtype == x.dtype
+    expected = x.double() @ weight.double().T
+    assert (out.double() - expected).norm() <= TOLERANCE[x.dtype] * expected.norm()
+
+
+@pytest.mark.parametrize(("outputs", "size"), [(1, 1), (7, 5), (256, 640), (130, 1024), (9, 3072), (3, 9000)])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_equals_float64(rows, outputs, size, device):
+    check(*operands(rows, outputs, size, torch.float32, device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16])
+def test_half_precision_is_summed_in_float32(dtype, device):
+    check(*operands(1, 64, 4096, dtype, device))
+
+
+def test_rows_of_a_wider_tensor(device):
+    x, weight = operands(2, 33, 100, torch.float32, device)
+    check(torch.cat([x, x], dim=1)[:, 100:], weight)
+
+
+def test_shapes_that_do_not_fit_are_refused_by_name(device):
+    x, weight = operands(1, 8, 16, torch.float32, device)
+    with pytest.raises(ValueError, match="weight must be contiguous with 16 columns"):
+        gemv(x, weight[:, :8])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("outputs", "size"), [(4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (6144, 4096)])
+def test_real_shapes(outputs, size):
+    check(*operands(1, outputs, size, torch.bfloat16, "cuda"))
