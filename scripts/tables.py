@@ -1,4 +1,4 @@
-"""Write the tables of README.md and NANO_VLLM_VS_VLLM.md from the measurements: ``make tables``.
+"""Write the tables of the readmes, NANO_VLLM_VS_VLLM.md and some guides from the measurements: ``make tables``.
 
 A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``. What this engine reaches comes from the samples in
 ``benchmarks/results``, what its peers reach from ``benchmarks/peers.json``; every ratio is computed here, cut and not
@@ -16,7 +16,17 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "NANO_VLLM_VS_VLLM.md")
+PAGES = tuple(
+    ROOT / name
+    for name in (
+        "README.md",
+        "README.zh-CN.md",
+        "NANO_VLLM_VS_VLLM.md",
+        "helper/attention_kernels_guide.md",
+        "helper/zh/attention_kernels_guide.md",
+    )
+    if (ROOT / name).is_file()
+)
 RESULTS = ROOT / "benchmarks" / "results"
 PEERS = ROOT / "benchmarks" / "peers.json"
 REGION = re.compile(r"(<!-- table:([\w-]+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
@@ -196,8 +206,74 @@ def count_lines(folder: Path) -> int:
 
 TABLES = {"speed": speed, "attention": attention, "parallel": parallel, "cpu": cpu, "lines": lines}
 
+CHINESE = {
+    "bench, output tokens/s": "bench，每秒输出 token 数",
+    "batch 1, tokens/s": "批大小 1，token/s",
+    "batch 8, ms a step": "批大小 8，每步 ms",
+    "batch 32, ms a step": "批大小 32，每步 ms",
+    "batch 128, ms a step": "批大小 128，每步 ms",
+    "start to first token, cold caches, s": "启动到第一个 token，冷缓存，秒",
+    "start to first token, warm caches, s": "启动到第一个 token，热缓存，秒",
+    "not measured yet": "尚未测量",
+    "not measured": "未测",
+    "behind: ": "落后：",
+    "this engine": "本引擎",
+    "we are at": "我们是它的",
+    "of what the hardware allows": "达到硬件上限的",
+    "128 sequences of 1,024 tokens": "128 个序列，每个 1,024 个 token",
+    "128 sequences of 100 to 1,024": "128 个序列，100 到 1,024 个 token",
+    "paged decode attention, TB/s": "分页解码注意力，TB/s",
+    "our Triton kernel": "我们的 Triton 核函数",
+    "16 ragged prompts, output tokens per CPU second": "16 个长短不一的提示，每 CPU 秒输出 token 数",
+    "each prompt gets 128 tokens": "每个提示生成 128 个 token",
+    "each ends where the model ends it": "由模型自己决定何时结束",
+    "One thread of ": "单线程，",
+    "The ratio is the median of those of interleaved runs.": "比值是交替运行所得各比值的中位数。",
+    "Ours: ": "我们：",
+    " Theirs: ": " 它们：",
+    " All: ": " 共同条件：",
+    " Bench: ": " bench：",
+    " Batches: ": " 批大小各行：",
+    " Hardware limit: ": " 硬件上限：",
+    "; measured by this project, before its engine was written; medians of warm runs, samples not kept": (
+        "，由本项目在写引擎之前测得，取热运行的中位数，未保留样本"
+    ),
+    "Qwen3-0.6B's shape, random weights, bfloat16": "Qwen3-0.6B 的形状，随机权重，bfloat16",
+    "256 sequences, seed 0, token ids 0 to 10,000, 100 to 1,024 tokens in and out (142,827 in, 133,966 out), "
+    "temperature 0.6": (
+        "256 个序列，种子 0，token id 0 到 10,000，输入和输出各 100 到 1,024 个 token（共输入 142,827、输出 133,966），温度 0.6"
+    ),
+    "128 tokens in, 256 out, all requests at once; wall time of the whole generate / 256, prefill included": (
+        "输入 128、输出 256 个 token，所有请求同时到达；整个 generate 的墙上时间 / 256，含预填充"
+    ),
+    "reading the KV cache and the weights once a step at the 3.08 TB/s that this H100 reads, and the prefill's FLOPs": (
+        "每步把 KV 缓存和权重各读一遍（按这块 H100 的 3.08 TB/s），加上预填充的运算量"
+    ),
+    ", commits ": "，提交 ",
+    ", commit ": "，提交 ",
+}
+"""What the tables say in Chinese. A phrase that is missing here stays English."""
 
-def rewritten(text: str, results: Path = RESULTS, peers: dict | None = None) -> str:
+
+def in_chinese(text: str) -> str:
+    """The text of a table in Chinese: phrases of `CHINESE`, and "40 % of 25,500" turned around."""
+    for phrase in sorted(CHINESE, key=len, reverse=True):
+        text = text.replace(phrase, CHINESE[phrase])
+    text = re.sub(r"(\d+ %) of ([\d,.]+)", r"\2 的 \1", text)
+    text = re.sub(r"(\d{4}-\d\d-\d\d) to (\d{4}-\d\d-\d\d)", r"\1 至 \2", text)
+    return re.sub(
+        r"The GPU is idle ([\d.]+ ?%) of our bench's decode steps",
+        r"我们的 bench 解码各步中 GPU 有 \1 的时间空闲",
+        text,
+    )
+
+
+def is_chinese(page: Path) -> bool:
+    """Whether a page is written in Chinese."""
+    return page.parent.name == "zh" or page.stem.endswith("zh-CN")
+
+
+def rewritten(text: str, results: Path = RESULTS, peers: dict | None = None, chinese: bool = False) -> str:
     """The page's text with every table computed anew.
 
     Raises ValueError where a region names no table or is not closed.
@@ -207,7 +283,8 @@ def rewritten(text: str, results: Path = RESULTS, peers: dict | None = None) -> 
     def fill(match: re.Match) -> str:
         if match[2] not in TABLES:
             raise ValueError(f"table:{match[2]} is unknown; allowed: {', '.join(TABLES)}")
-        return f"{match[1]}\n{TABLES[match[2]](results, peers)}\n{match[4]}"
+        filled = TABLES[match[2]](results, peers)
+        return f"{match[1]}\n{in_chinese(filled) if chinese else filled}\n{match[4]}"
 
     if len(REGION.findall(text)) != text.count("<!-- table:"):
         raise ValueError("a region <!-- table:NAME --> is not closed by <!-- /table -->")
@@ -221,7 +298,7 @@ def main() -> int:
     stale = []
     for page in PAGES:
         before = page.read_text(encoding="utf-8")
-        after = rewritten(before)
+        after = rewritten(before, chinese=is_chinese(page))
         if after != before:
             stale.append(page.name)
             if not args.check:

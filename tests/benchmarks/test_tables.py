@@ -27,7 +27,8 @@ def without_lines(text: str) -> str:
 def test_the_tables_are_current(page):
     text = page.read_text(encoding="utf-8")
     assert "<!-- table:" in text
-    assert without_lines(text) == without_lines(tables.rewritten(text)), "run: make tables"
+    current = tables.rewritten(text, chinese=tables.is_chinese(page))
+    assert without_lines(text) == without_lines(current), "run: make tables"
 
 
 def test_the_line_counts_are_current():
@@ -73,6 +74,23 @@ def test_speed_beside_peers(tmp_path):
     ]
     assert row(text, "batch 8,")[1] == "not measured yet" and "idle 2.4%" in text
     assert "G, 2026-01-02, commit abcdef0" in text and PEERS["measured"]["device"] in text
+
+
+@pytest.mark.parametrize("name", ["speed", "attention", "cpu"])
+def test_a_chinese_table_says_the_same(name):
+    """The same figures in the same cells, and every head and label translated."""
+    english = tables.TABLES[name](tables.RESULTS, PEERS)
+    chinese = tables.in_chinese(english)
+    figures = r"\d(?:[\d,.]*\d)?"
+    rows = [[line for line in text.splitlines() if line.startswith("|")] for text in (english, chinese)]
+    assert len(rows[0]) == len(rows[1]) > 2
+    for ours, theirs in zip(*rows, strict=True):
+        cells = [line.split("|") for line in (ours, theirs)]
+        assert [sorted(re.findall(figures, cell)) for cell in cells[0]] == [
+            sorted(re.findall(figures, cell)) for cell in cells[1]
+        ]
+    words = set(re.findall(r"[A-Za-z][a-z]{2,}", " ".join(rows[1])))
+    assert words <= {"bench", "token", "nano", "vllm", "flash", "attn", "transformers", "Triton"}
 
 
 def test_a_ratio_is_cut_and_below_one_is_behind():
