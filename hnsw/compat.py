@@ -8,6 +8,7 @@ thousands of times a query; a boolean array indexed by label or an array of labe
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,14 +29,22 @@ class _Base:
     def __init__(self, space: str, dim: int):
         if space not in METRICS:
             raise RuntimeError(f"space must be one of {', '.join(METRICS)}, not {space!r}")
-        self.space = space
-        self.dim = check_integer("dim", dim, 1)
+        self._space = space
+        self._dim = check_integer("dim", dim, 1)
         self.num_threads = _cpus()
         self._index: _Index | None = None
         self._max_elements = 0
 
     def __repr__(self) -> str:
         return f"<hnsw.compat.{type(self).__name__}(space={self.space!r}, dim={self.dim})>"
+
+    @property
+    def space(self) -> str:
+        return self._space
+
+    @property
+    def dim(self) -> int:
+        return self._dim
 
     def _ready(self) -> _Index:
         if self._index is None:
@@ -51,6 +60,11 @@ class _Base:
 
     def get_current_count(self) -> int:
         """How many elements there are, those marked as deleted included."""
+        return self._count()
+
+    # What follows calls nothing that a subclass may have overridden: hnswlib's own methods never do.
+
+    def _count(self) -> int:
         return 0 if self._index is None else len(self._index) + self._index.deleted_count
 
     def _threads(self, num_threads: int) -> int:
@@ -60,21 +74,26 @@ class _Base:
         return _cpus()
 
     def _check_room(self, new: int) -> None:
-        if self.get_current_count() + new > self._max_elements:
+        if self._count() + new > self._max_elements:
             raise RuntimeError(
-                f"{self.get_current_count()} elements and {new} new ones exceed max_elements={self._max_elements}: "
+                f"{self._count()} elements and {new} new ones exceed max_elements={self._max_elements}: "
                 "call resize_index"
             )
 
     def _labels(self, ids, count: int) -> np.ndarray | None:
-        return None if ids is None else check_ids(ids, count)
+        if ids is None:
+            return None
+        ids = np.asarray(ids)
+        if ids.dtype.kind == "f" and (ids == np.floor(ids)).all():  # hnswlib converts any number
+            ids = ids.astype(np.int64)
+        return check_ids(ids, count)
 
     def _rows(self, data) -> np.ndarray:
         rows = np.asarray(data)
         if rows.ndim == 1:
             rows = rows[None, :]
-        if rows.ndim != 2 or rows.shape[1] != self.dim:
-            raise RuntimeError(f"data must have shape (n, {self.dim}) or ({self.dim},), not {np.shape(data)}")
+        if rows.ndim != 2 or rows.shape[1] != self._dim:
+            raise RuntimeError(f"data must have shape (n, {self._dim}) or ({self._dim},), not {np.shape(data)}")
         return rows
 
     def _mask(self, filter: Filter | None) -> np.ndarray | None:
@@ -84,16 +103,18 @@ class _Base:
         return None if filter is None else np.asarray(filter)
 
     def _save(self, path: str | os.PathLike, extra: dict) -> None:
-        header, arrays = self._ready()._parts()
-        storage.write(Path(path), {**header, **extra, "max_elements": self._max_elements}, arrays)
+        index = self._ready()
+        with index._lock:
+            header, arrays = index._parts()
+            storage.write(Path(path), {**header, **extra, "max_elements": self._max_elements}, arrays)
 
-    def _load(self, path: str | os.PathLike, max_elements: int) -> dict:
+    def _load(self, path: str | os.PathLike, max_elements: int, kind: str) -> dict:
         max_elements = check_integer("max_elements", max_elements, 0)
         try:
             header, arrays = storage.read(Path(path))
         except FileNotFoundError:
             raise RuntimeError(f"cannot open file {path}") from None
-        index = _Index._from_parts(header, arrays, str(path), self.dim, self.space)
+        index = _Index._from_parts(header, arrays, str(path), self._dim, self._space, kind)
         count = len(index) + index.deleted_count
         self._index = index
         self._max_elements = max(max_elements or header.get("max_elements", count), count)
@@ -113,7 +134,10 @@ def _padded_out(ids: np.ndarray, k: int) -> None:
 class Index(_Base):
     """hnswlib.Index. `space`: "l2", "ip" or "cosine"."""
 
-    def __init__(self, space: str, dim: int):
+    def __init__(self, space: str | Index, dim: int | None = None):
+        if isinstance(space, Index):  # a copy, as hnswlib's constructor makes it
+            self.__dict__.update(copy.deepcopy(space.__dict__))
+            return
         super().__init__(space, dim)
         self._ef = 10
         self._allow_replace_deleted = False
@@ -130,7 +154,7 @@ class Index(_Base):
             raise RuntimeError("the index is initialised already")
         max_elements = check_integer("max_elements", max_elements, 0)
         # As in hnswlib, an insertion never looks at fewer candidates than it makes links.
-        self._index = _Index(self.dim, self.space, M, max(check_integer("ef_construction", ef_construction, 1), M))
+        self._index = _Index(self._dim, self._space, M, max(check_integer("ef_construction", ef_construction, 1), M))
         self._index.seed = check_integer("random_seed", random_seed, 0)
         self._index._rng = np.random.default_rng(random_seed)
         self._max_elements = max_elements
@@ -145,7 +169,7 @@ class Index(_Base):
         self._ef = check_integer("ef", ef, 1)
 
     def set_ef(self, ef: int) -> None:
-        self.ef = ef
+        self._ef = check_integer("ef", ef, 1)
 
     @property
     def max_elements(self) -> int:
@@ -153,7 +177,7 @@ class Index(_Base):
 
     @property
     def element_count(self) -> int:
-        return self.get_current_count()
+        return self._count()
 
     @property
     def M(self) -> int:
@@ -178,11 +202,11 @@ class Index(_Base):
                 given = np.array([], dtype=np.int64) if labels is None else labels
                 state, all_labels = index._graph.state[: index._used], index._graph.labels[: index._used]
                 deleted = np.flatnonzero((state == core.DELETED) & ~np.isin(all_labels, given))
-                free = self._max_elements - self.get_current_count()
+                free = self._max_elements - self._count()
                 if new > free + len(deleted):
                     self._check_room(new - len(deleted))
-                checked = check_vectors(rows, self.dim, "data")  # refuse them before an element is forgotten
-                if self.space == "cosine":
+                checked = check_vectors(rows, self._dim, "data")  # refuse them before an element is forgotten
+                if self._space == "cosine":
                     unit_length(checked, "data")
                 index._set_state(deleted[:new], core.RETIRED)
             else:
@@ -238,8 +262,8 @@ class Index(_Base):
     def resize_index(self, new_size: int) -> None:
         self._ready()
         new_size = check_integer("new_size", new_size, 0)
-        if new_size < self.get_current_count():
-            raise RuntimeError(f"cannot resize to {new_size}: there are {self.get_current_count()} elements")
+        if new_size < self._count():
+            raise RuntimeError(f"cannot resize to {new_size}: there are {self._count()} elements")
         self._max_elements = new_size
 
     def save_index(self, path_to_index: str) -> None:
@@ -247,7 +271,7 @@ class Index(_Base):
 
     def load_index(self, path_to_index: str, max_elements: int = 0, allow_replace_deleted: bool = False) -> None:
         """Replace the contents by a file of `save_index`, `ef` included. Another space or dim is refused."""
-        header = self._load(path_to_index, max_elements)
+        header = self._load(path_to_index, max_elements, "Index")
         self._ef = header["ef"]
         self._allow_replace_deleted = bool(allow_replace_deleted)
 
@@ -263,19 +287,21 @@ class BFIndex(_Base):
         if self._index is not None:
             raise RuntimeError("the index is initialised already")
         self._max_elements = check_integer("max_elements", max_elements, 0)
-        self._index = _Index(self.dim, self.space, M=2, ef_construction=1)
+        self._index = _Index(self._dim, self._space, M=2, ef_construction=1)
 
     def add_items(self, data, ids=None) -> None:
         index, rows = self._ready(), self._rows(data)
         labels = self._labels(ids, len(rows))
-        self._check_room(len(rows) if labels is None else int((index._find(labels) < 0).sum()))
-        index.add(rows, labels)
+        with index._lock:
+            self._check_room(len(rows) if labels is None else int((index._find(labels) < 0).sum()))
+            index.add(rows, labels)
 
     def delete_vector(self, label: int) -> None:
         index = self._ready()
-        if label in index:
-            index.delete([label])
-            index.compact()
+        with index._lock:
+            if label in index:
+                index.delete([label])
+                index.compact()
 
     def knn_query(
         self, data, k: int = 1, num_threads: int = -1, filter: Filter | None = None
@@ -288,7 +314,7 @@ class BFIndex(_Base):
         return ids.view(np.uint64), distances
 
     def save_index(self, path_to_index: str) -> None:
-        self._save(path_to_index, {})
+        self._save(path_to_index, {"kind": "BFIndex"})
 
     def load_index(self, path_to_index: str, max_elements: int = 0) -> None:
-        self._load(path_to_index, max_elements)
+        self._load(path_to_index, max_elements, "BFIndex")

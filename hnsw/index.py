@@ -17,6 +17,7 @@ from . import core, storage
 from .simple import (
     METRICS,
     HNSWSimple,
+    as_float32,
     check_integer,
     check_metric,
     check_vectors,
@@ -26,6 +27,7 @@ from .simple import (
 )
 
 MAX_SLOTS = 2**31 - 1
+MOST_THREADS = 256  # that a call is spread over: more would only cost memory
 MAX_ID = 2**63 - 1
 
 
@@ -68,7 +70,7 @@ class Index:
         self.seed = check_integer("seed", seed, 0)
         self.keep_pruned = bool(keep_pruned)
         self.ef_upper = check_integer("ef_upper", ef_upper, 1)
-        self.num_threads = num_threads if num_threads is None else check_integer("num_threads", num_threads, 1)
+        self.num_threads = num_threads
         self.ef = 50
         self._rng = np.random.default_rng(seed)
         self._metric = METRICS.index(metric)
@@ -91,6 +93,24 @@ class Index:
         self._scratches: list[core.Scratch] = []
         self._allowed: np.ndarray | None = None
 
+    @property
+    def ef(self) -> int:
+        """Candidates of a search whose call does not say."""
+        return self._ef
+
+    @ef.setter
+    def ef(self, ef: int) -> None:
+        self._ef = check_integer("ef", ef, 1)
+
+    @property
+    def num_threads(self) -> int | None:
+        """Threads for `add` and `search`; None is all that the process may run on."""
+        return self._num_threads
+
+    @num_threads.setter
+    def num_threads(self, num_threads: int | None) -> None:
+        self._num_threads = num_threads if num_threads is None else check_integer("num_threads", num_threads, 1)
+
     # Contents
 
     def __len__(self) -> int:
@@ -98,7 +118,7 @@ class Index:
         return self._counts[core.LIVE]
 
     def __contains__(self, id: int) -> bool:
-        if not 0 <= id <= MAX_ID:
+        if isinstance(id, bool) or not isinstance(id, (int, np.integer)) or not 0 <= id <= MAX_ID:
             return False
         slot = self._find(np.array([id], dtype=np.int64))[0]
         return slot >= 0 and self._graph.state[slot] == core.LIVE
@@ -169,11 +189,7 @@ class Index:
                 raise ValueError(f"an index holds at most {MAX_SLOTS} vectors")
             if not len(X):
                 return new_ids
-            self._set_state(old[old >= 0], core.RETIRED)
-            if self._counts[core.RETIRED] * 5 > self._used - len(self._free):
-                self._repair(threads)
             levels = draw_levels(self._rng, len(X), 1 / math.log(self.M))
-            self._reserve(len(X), int(levels.sum()))
             bar = tqdm(
                 total=len(X),
                 desc="hnsw",
@@ -183,9 +199,13 @@ class Index:
                 leave=bool(progress),
             )
             try:
+                self._set_state(old[old >= 0], core.RETIRED)
+                if self._counts[core.RETIRED] * 5 > self._used - len(self._free):
+                    self._repair(threads)
+                self._reserve(len(X), int(levels.sum()))
                 with bar:
                     self._insert_all(X, new_ids, levels, norms, batch_size, threads, bar)
-            except BaseException:  # Ctrl-C
+            except BaseException:  # Ctrl-C, or no memory
                 self._recount()
                 self._repair(1)
                 raise
@@ -223,44 +243,54 @@ class Index:
         """Insert one batch. `_reserve` made room."""
         g, count = self._graph, len(X)
         reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
-        slots = np.array(reused + list(range(self._used, self._used + count - len(reused))), dtype=np.int32)
-        self._used += count - len(reused)
-        g.vectors[slots, : self.dim] = X
-        g.vectors[slots, self.dim :] = 0
+        fresh = np.arange(self._used, self._used + count - len(reused), dtype=np.int32)
+        slots = np.concatenate([np.array(reused, dtype=np.int32), fresh]) if reused else fresh
+        self._used += len(fresh)
+        where = slots if reused else slice(int(slots[0]), self._used)  # numpy is faster with the latter
+        g.vectors[where, : self.dim] = X
+        g.vectors[where, self.dim :] = 0
         if norms is not None:
-            self._norms[slots] = norms
-        g.labels[slots] = ids
-        g.levels[slots] = levels
-        g.offsets[slots] = self._rows + np.cumsum(levels) - levels
-        self._rows += int(levels.sum())
-        starts = np.cumsum(levels + 1) - (levels + 1)
-        picks = np.full((int(levels.sum()) + count, self.M), -1, dtype=np.int32)
+            self._norms[where] = norms
+        g.labels[where] = ids
+        g.levels[where] = levels
+        ends = np.cumsum(levels, dtype=np.int64)
+        rows = int(ends[-1])
+        g.offsets[where] = self._rows + ends - levels
+        self._rows += rows
+        starts = ends - levels + np.arange(count)
+        picks = np.full((rows + count, self.M), -1, dtype=np.int32)
         core.set_links(g, slots, starts, picks)  # none yet
-        self._counts[core.FREE] += count - len(reused)
-        self._set_state(slots, core.RETIRED)  # until they are linked: an interrupted call is mended away
+        self._counts[core.FREE] -= len(reused)
+        self._counts[core.RETIRED] += count
+        g.state[where] = core.RETIRED  # until they are linked: an interrupted call is mended away
         top = self._top
         if top >= 0:
             # A node above the top layer has no neighbours there: search for it as if it ended at the top.
-            g.levels[slots] = np.minimum(levels, top)
+            g.levels[where] = np.minimum(levels, top)
             shared = (g, self._metric, self._entry, top, slots)
-            settings = (self.ef_upper, self.ef_construction, self.keep_pruned, starts, picks)
+            # More candidates than nodes change nothing and would take room.
+            ef_upper, ef = min(self.ef_upper, self._used), min(self.ef_construction, self._used)
+            settings = (ef_upper, ef, self.keep_pruned, starts, picks)
             self._spread(
                 lambda first, last, scratch: core.find_neighbours(*shared, first, last, *settings, scratch),
                 count,
                 threads if count >= 16 else 1,
             )
-            g.levels[slots] = levels
+            g.levels[where] = levels
         core.set_links(g, slots, starts, picks)
-        if threads > 1 and count >= 64:
-            _run(lambda part: core.link_back(g, self._metric, slots, starts, picks, part, threads), threads)
+        if threads > 1 and count >= 32:
+            _run(lambda part: core.link_back(g, self._metric, slots, starts, picks, part, threads), threads, threads)
         else:
             core.link_back(g, self._metric, slots, starts, picks, 0, 1)
         if levels[0] > top:
             self._entry, self._top = int(slots[0]), int(levels[0])
-        self._set_state(slots, core.LIVE)
+        g.state[where] = core.LIVE
+        self._counts[core.RETIRED] -= count
+        self._counts[core.LIVE] += count
+        self._allowed = None
         if self._table is not None:
             self._table_taken += core.enter_slots(self._table, g.labels, g.state, slots)
-        elif not np.array_equal(slots, ids):
+        elif (slots != ids).any():
             self._build_table(len(g.labels))  # with room for all that `_reserve` expects
 
     # Searching
@@ -288,7 +318,7 @@ class Index:
         """
         queries = self._queries(Q)
         k = check_integer("k", k, 1)
-        ef = self.ef if ef is None else check_integer("ef", ef, 1)
+        ef = self._ef if ef is None else check_integer("ef", ef, 1)
         if len(queries) == 1 and mask is None and not exact and self._counts[core.LIVE] == self._used >= k:
             return self._search_one(queries, k, min(max(ef, k), self._used))
         threads = self._threads(num_threads)
@@ -315,7 +345,8 @@ class Index:
         entry, top = self._entry, self._top
         graph = self._graph
         scratch = self._take_scratch()
-        bad = core.search_one(*graph, *scratch, self._metric, entry, top, query, k, self.ef_upper, ef, ids, distances)
+        ef_upper = min(self.ef_upper, self._used)
+        bad = core.search_one(*graph, *scratch, self._metric, entry, top, query, k, ef_upper, ef, ids, distances)
         self._scratches.append(scratch)
         if bad >= 0:
             self._complain(bad)
@@ -341,6 +372,7 @@ class Index:
         exist = used if allowed is None else int(np.count_nonzero(allowed[:used]))
         k = min(k, exist)
         ef = min(max(ef, k), used)
+        ef_upper = min(self.ef_upper, used)
         entry, top = self._entry, self._top  # before the graph, as in `_search_one`
         shared = (self._graph, self._metric)
         if k == 0:
@@ -349,8 +381,7 @@ class Index:
                 self._complain(-1 if core.load_query(self._metric, queries[i], check) else i, row)
             return
         slots = None
-        # A walk meets about ef * used / exist nodes, ten neighbours each; comparing with all takes `exist`.
-        if exact or allowed is not None and (exist <= ef or exist * exist <= 10 * ef * used):
+        if exact or allowed is not None and few(exist, ef, used):
             slots = np.flatnonzero(allowed[:used]).astype(np.int32)
 
             def work(first, last, scratch):
@@ -363,8 +394,9 @@ class Index:
 
             def work(first, last, scratch):
                 if allowed is None:
-                    return core.search(*shared, first, last, k, self.ef_upper, ef, ids, distances, scratch)
-                return core.search_allowed(*shared, first, last, k, self.ef_upper, ef, allowed, ids, distances, scratch)
+                    return core.search(*shared, first, last, k, ef_upper, ef, ids, distances, scratch)
+                place = (first, last, k, ef_upper, ef, allowed, exist // 4)
+                return core.search_allowed(*shared, *place, ids, distances, scratch)
 
         self._complain(self._spread(work, count, threads), row)
         if slots is None and (ids[:, k - 1] < 0).any():  # nodes that no walk reaches
@@ -386,12 +418,13 @@ class Index:
         radius = float(radius)
         if math.isnan(radius):
             raise ValueError("radius must be a number, not NaN")
-        ef = self.ef if ef is None else check_integer("ef", ef, 1)
+        ef = self._ef if ef is None else check_integer("ef", ef, 1)
         allowed = self._live() if mask is None else self._masked(mask, len(queries))
         check = np.empty(self._columns, dtype=np.float32)
         found = []
         entry, top = self._entry, self._top  # before the graph, as in `_search_one`
-        graph = self._graph
+        graph, used = self._graph, self._used
+        ef, ef_upper = min(ef, max(used, 1)), min(self.ef_upper, max(used, 1))
         with self._scratch() as scratch:
             for i, query in enumerate(queries):
                 self._complain(-1 if core.load_query(self._metric, query, check) else i)
@@ -399,8 +432,10 @@ class Index:
                     found.append((np.empty(0, np.int64), np.empty(0, np.float32)))
                     continue
                 one = _padded(allowed if allowed.ndim == 1 else allowed[i], len(graph.labels))
+                exist = int(np.count_nonzero(one))
+                most = 0 if few(exist, ef, used) else exist // 4
                 place = (graph, self._metric, entry, top, query, np.float32(radius))
-                found.append(core.search_radius(*place, self.ef_upper, ef, one, scratch))
+                found.append(core.search_radius(*place, ef_upper, ef, one, most, scratch))
         return [ids for ids, _ in found], [distances for _, distances in found]
 
     # Changing
@@ -480,19 +515,27 @@ class Index:
 
     @classmethod
     def _from_parts(
-        cls, header: dict, arrays: dict[str, np.ndarray], source: str, dim: int | None = None, metric: str | None = None
+        cls,
+        header: dict,
+        arrays: dict[str, np.ndarray],
+        source: str,
+        dim: int | None = None,
+        metric: str | None = None,
+        kind: str = "Index",
     ) -> Index:
         def refuse(why: str):
             raise storage.FileError(f"{source}: {why}")
 
         try:
+            if header.get("kind", "Index") != kind:
+                refuse(f"the file is of kind {header.get('kind', 'Index')!r}, not {kind!r}")
             for name, wanted in (("dim", dim), ("metric", metric)):
                 if wanted is not None and header[name] != wanted:
                     refuse(f"the file has {name} {header[name]!r}, not {wanted!r}")
             settings = ("dim", "metric", "M", "ef_construction", "seed", "keep_pruned", "ef_upper", "num_threads")
             index = Index.__new__(cls)
             Index.__init__(index, **{name: header[name] for name in settings})
-            index.ef = check_integer("ef", header["ef"], 1)
+            index.ef = header["ef"]
             index._next_id = check_integer("next_id", header["next_id"], 0)
             index._entry = check_integer("entry", header["entry"], -1)
             index._top = check_integer("top", header["top"], -1)
@@ -511,6 +554,9 @@ class Index:
             index._graph = core.Graph(*(arrays[name] for name in core.Graph._fields))
             index._norms = norms
             index.check()
+            ids = arrays["labels"][arrays["state"] <= core.DELETED]
+            if ids.min(initial=0) < 0 or len(np.unique(ids)) < len(ids):
+                refuse("negative or repeated ids")
         except storage.FileError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -583,12 +629,12 @@ class Index:
             for name, old, fresh in zip(g._fields, g, new):
                 used = self._rows if name == "upper" else self._used
                 fresh[:used] = old[:used]
-            self._graph = new
-            self._allowed = None
             if self.metric == "cosine":
                 self._norms = np.concatenate(
                     [self._norms[: self._used], np.empty(slots - self._used, dtype=np.float32)]
                 )
+            self._graph = new
+            self._allowed = None
             self._scratches.clear()
         if self._table is not None and 2 * (self._table_taken + count) > len(self._table):
             self._build_table(need_slots)
@@ -655,7 +701,7 @@ class Index:
                 def repair(part):
                     core.repair(g, self._metric, used, part, threads, scratches[part])
 
-                _run(repair, threads)
+                _run(repair, threads, threads)
         else:
             with self._scratch() as scratch:
                 core.repair(g, self._metric, used, 0, 1, scratch)
@@ -702,7 +748,10 @@ class Index:
             return np.take(mask, np.clip(labels, 0, mask.shape[-1] - 1), axis=-1) & live
         if mask.ndim != 1:
             raise ValueError(f"a mask of ids must be (n,), not {mask.shape}")
-        slots = self._find(check_ids(mask, distinct=False))
+        ids = check_ids(mask, distinct=False)
+        if len(ids) > 2 and ids.max() <= 1:
+            raise ValueError("a mask of 0 and 1 would mean ids 0 and 1: give booleans, mask.astype(bool)")
+        slots = self._find(ids)
         allowed = np.zeros(len(labels), dtype=np.uint8)
         allowed[slots[slots >= 0]] = 1
         return allowed & live
@@ -711,16 +760,12 @@ class Index:
         """float32 (n, dim), C order; values are checked by the compiled search."""
         if type(Q) is np.ndarray and Q.dtype == np.float32 and Q.ndim == 2 and Q.shape[1] == self.dim:
             return Q if Q.flags.c_contiguous else np.ascontiguousarray(Q)
-        try:
-            with np.errstate(over="ignore"):  # refused by the search
-                queries = np.ascontiguousarray(Q, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"Q must be numbers in rows of equal length: {error}") from None
-        if np.ndim(Q) == 1 and len(queries):
-            queries = queries[None, :]
+        queries = as_float32(Q, "Q")
+        if queries.ndim == 1:
+            queries = queries[None, :] if queries.size else queries.reshape(0, self.dim)
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ValueError(f"Q must have shape (n, {self.dim}) or ({self.dim},), not {np.shape(Q)}")
-        return queries
+        return np.ascontiguousarray(queries)
 
     def _complain(self, bad: int, row: int = 0) -> None:
         if bad >= 0:
@@ -729,8 +774,8 @@ class Index:
 
     def _threads(self, num_threads: int | None) -> int:
         if num_threads is not None:
-            return check_integer("num_threads", num_threads, 1)
-        return self.num_threads or _cpus()
+            check_integer("num_threads", num_threads, 1)
+        return min(num_threads or self._num_threads or _cpus(), MOST_THREADS)
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[core.Scratch]:
@@ -758,26 +803,49 @@ class Index:
 
         def piece(i: int) -> int:
             with self._scratch() as scratch:
-                answer = work(count * i // pieces, count * (i + 1) // pieces, scratch)
+                answer = work(bounds[i], bounds[i + 1], scratch)
             return -1 if answer is None else answer
 
-        pieces = min(count, 4 * threads)
-        workers = threading.BoundedSemaphore(threads)
-
-        def limited(i: int) -> int:
-            with workers:
-                return piece(i)
-
-        return min((answer for answer in _run(limited, pieces) if answer >= 0), default=-1)
+        # Large pieces first and small ones last, so that all threads end together.
+        bounds = [0]
+        while bounds[-1] < count:
+            left = count - bounds[-1]
+            bounds.append(bounds[-1] + min(left, max(left // (2 * threads), count // 256, 1)))
+        return min((answer for answer in _run(piece, len(bounds) - 1, threads) if answer >= 0), default=-1)
 
 
-def _run(work: Callable[[int], int | None], pieces: int) -> list:
-    """[work(0), work(1), ...], side by side. Also where it is interrupted, all have ended when it returns."""
-    futures = [_pool().submit(work, i) for i in range(pieces)]
+def few(exist: int, ef: int, used: int) -> bool:
+    """Whether comparing with the `exist` nodes that are allowed, of `used`, is faster than a walk for `ef` of them: that
+    meets about ef * used / exist nodes with ten new neighbours each, and reads them in no order."""
+    return exist <= ef or exist * exist <= 40 * ef * used
+
+
+def _run(work: Callable[[int], int | None], pieces: int, threads: int) -> list:
+    """[work(0), ..., work(pieces - 1)], computed by `threads` threads, of which the caller's is one.
+
+    Also where it is interrupted, all have ended when it returns.
+    """
+    results: list = [None] * pieces
+    todo = iter(range(pieces))  # one for all: under the GIL, each number goes to one of them
+
+    def take() -> None:
+        try:
+            for i in todo:
+                results[i] = work(i)
+        except BaseException:
+            for _ in todo:  # leave the others nothing
+                pass
+            raise
+
+    others = [_pool().submit(take) for _ in range(min(threads, pieces) - 1)]
     try:
-        return [future.result() for future in futures]
+        take()
     finally:
-        wait(futures)
+        begun = [other for other in others if not other.cancel()]  # the rest found no free thread yet
+        wait(begun)
+    for other in begun:
+        other.result()
+    return results
 
 
 def check_ids(ids: np.ndarray, count: int | None = None, distinct: bool = True) -> np.ndarray:

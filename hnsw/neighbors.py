@@ -17,7 +17,7 @@ class NearestNeighbors:
         metric: "euclidean", "sqeuclidean" or "cosine", with scikit-learn's distances.
         M, ef_construction, random_state: as `Index`'s M, ef_construction and seed.
         ef: candidates of a search, raised to the number of neighbours.
-        n_jobs: threads; None is all that the process may run on.
+        n_jobs: threads; None and -1 are all that the process may run on.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class NearestNeighbors:
         if X.ndim != 2 or not X.size:
             raise ValueError(f"X must have shape (n, d) and at least one row, not {X.shape}")
         metric = METRIC_NAMES[self.metric]
-        index = Index(X.shape[1], metric, self.M, self.ef_construction, self.random_state, num_threads=self.n_jobs)
+        threads = None if self.n_jobs == -1 else self.n_jobs
+        index = Index(X.shape[1], metric, self.M, self.ef_construction, self.random_state, num_threads=threads)
         index.add(X)
         self.index_, self.n_features_in_, self.n_samples_fit_ = index, X.shape[1], len(X)
         return self

@@ -37,16 +37,24 @@ def default_batch(nodes: int) -> int:
 LARGEST_SQUARE = 8e37  # of a vector's length: beyond it, squared distances may overflow float32
 
 
+def as_float32(vectors: np.ndarray, name: str) -> np.ndarray:
+    """`vectors` as a float32 array; TypeError if they are not real numbers in rows of equal length."""
+    try:
+        array = np.asarray(vectors)
+    except ValueError as error:
+        raise TypeError(f"{name} must be numbers in rows of equal length: {error}") from None
+    if array.dtype.kind not in "fiub" and array.size:
+        raise TypeError(f"{name} must be numbers in rows of equal length, not {array.dtype}")
+    with np.errstate(over="ignore"):  # infinite then, and refused with its row
+        return array.astype(np.float32, copy=False)
+
+
 def check_vectors(vectors: np.ndarray, dim: int, name: str = "vectors") -> np.ndarray:
     """`vectors`, (n, dim) or (dim,), as float32 (n, dim).
 
     TypeError if they are not numbers, ValueError for another shape, NaN, infinite and far too large values.
     """
-    try:
-        with np.errstate(over="ignore"):  # refused below, by row
-            array = np.asarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be numbers in rows of equal length: {error}") from None
+    array = as_float32(vectors, name)
     if array.ndim == 1:
         array = array[None, :] if array.size else array.reshape(0, dim)
     if array.ndim != 2 or array.shape[1] != dim:

@@ -324,6 +324,61 @@ def test_saving_unfilled_room_keeps_it(library, tmp_path):
     assert (again.knn_query(X, k=1)[0][:, 0] == np.arange(400)).mean() > 0.995
 
 
+@LIBRARIES
+def test_a_subclass_may_override_what_it_likes(library):
+    class Lazy(library.Index):
+        """Initialises itself with the first items; its methods call each other's bases."""
+
+        def add_items(self, data, ids=None, num_threads=-1):
+            if self.max_elements == 0:
+                super().init_index(100)
+            return super().add_items(data, ids, num_threads)
+
+        def get_current_count(self):
+            return self.element_count
+
+        def get_max_elements(self):
+            return self.max_elements
+
+        def set_ef(self, ef):
+            super().set_ef(ef)
+
+    index = Lazy("l2", 16)
+    index.add_items(data(60))
+    index.set_ef(70)
+    assert index.get_current_count() == 60 and index.get_max_elements() == 100 and index.ef == 70
+    assert (index.knn_query(data(60), k=1)[0][:, 0] == np.arange(60)).all()
+
+
+@LIBRARIES
+def test_a_copy_by_the_constructor(library):
+    X = data(200)
+    index = made(library, X, room=300, ef=44)
+    again = library.Index(index)
+    again.mark_deleted(0)
+    assert (again.space, again.dim, again.max_elements, again.ef) == ("l2", 16, 300, 44)
+    assert index.knn_query(X[:1], k=1)[0].tolist() == [[0]] and again.knn_query(X[:1], k=1)[0].tolist() != [[0]]
+
+
+@LIBRARIES
+def test_space_and_dimension_are_fixed(library):
+    index = library.Index("l2", 16)
+    for name, value in (("space", "ip"), ("dim", 3)):
+        with pytest.raises(AttributeError):
+            setattr(index, name, value)
+
+
+@LIBRARIES
+def test_labels_may_be_one_number_or_whole_floats(library):
+    X = data(5)
+    index = library.Index("l2", 16)
+    index.init_index(9)
+    index.add_items(X[0], 7)
+    index.add_items(X[1:3], np.array([3.0, 4.0]))
+    assert sorted(index.get_ids_list()) == [3, 4, 7]
+    assert np.array_equal(index.get_items([7, 4]), X[[0, 2]])
+
+
 # What crashes hnswlib, or passes in silence.
 
 
@@ -380,6 +435,19 @@ def test_a_filter_may_be_a_mask_or_labels():
     for filter in (mask, np.flatnonzero(mask)):
         for a, b in zip(index.knn_query(X, k=4, filter=filter), expected):
             assert np.array_equal(a, b)
+
+
+def test_a_file_of_the_other_class_is_refused(tmp_path):
+    path = str(tmp_path / "bf.bin")
+    brute = compat.BFIndex("l2", 16)
+    brute.init_index(20)
+    brute.add_items(data(20))
+    brute.save_index(path)
+    with pytest.raises(ValueError, match=r"bf\.bin: the file is of kind 'BFIndex', not 'Index'"):
+        compat.Index("l2", 16).load_index(path)
+    made(compat, data(20)).save_index(path)
+    with pytest.raises(ValueError, match="kind 'Index', not 'BFIndex'"):
+        compat.BFIndex("l2", 16).load_index(path)
 
 
 def test_a_foreign_hnswlib_file_is_refused(tmp_path):

@@ -1,12 +1,14 @@
 """The compiled index: the same graph as the readable one, for any number of threads; changes, masks, edges."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
 from vector_sets import clusters, exact, grid, recall
 
 from hnsw import HNSWSimple, Index, core
+from hnsw import index as index_module
 from hnsw.simple import METRICS
 
 
@@ -77,6 +79,69 @@ def test_threads_change_neither_graph_nor_answers(threads):
         assert np.array_equal(a, b)
     for a, b in zip(one.search(X[:300], num_threads=1), several.search(X[:300], num_threads=threads)):
         assert np.array_equal(a, b)
+
+
+def test_threads_change_nothing_after_replacing_and_compacting():
+    def lived(threads):
+        rng = np.random.default_rng(1)
+        index = Index(8, M=6, ef_construction=30, num_threads=threads)
+        index.add(rng.random((2000, 8)))
+        for _ in range(2):
+            index.add(rng.random((700, 8)), ids=rng.permutation(2000)[:700])
+        index.delete(index.ids[::3])
+        index.compact()
+        index.add(rng.random((300, 8)))
+        return index._parts()
+
+    header, arrays = lived(1)
+    for threads in (2, 5):
+        other, others = lived(threads)
+        assert all(np.array_equal(a, b) for a, b in zip(arrays.values(), others.values()))
+        assert other["entry"] == header["entry"]
+
+
+def test_pieces_of_work_are_all_done_and_none_waits_for_a_busy_pool():
+    done = []
+
+    def fail(i):
+        time.sleep(0.001)
+        done.append(i)
+        if i % 1000 == 2:
+            raise KeyboardInterrupt
+
+    for threads in (1, 2, 5):
+        assert index_module._run(lambda i: i * i, 9, threads) == [i * i for i in range(9)]
+        done.clear()
+        with pytest.raises(KeyboardInterrupt):
+            index_module._run(fail, 3000, threads)
+        ended = len(done)
+        time.sleep(0.01)
+        assert len(done) == ended < 3000
+    free = threading.Event()
+    busy = [index_module._pool().submit(free.wait) for _ in range(index_module._pool()._max_workers)]
+    try:
+        result = []
+        waiting = threading.Thread(target=lambda: result.append(index_module._run(lambda i: i, 4, 3)), daemon=True)
+        waiting.start()
+        waiting.join(20)
+        assert result == [[0, 1, 2, 3]]
+    finally:
+        free.set()
+        for future in busy:
+            future.result()
+
+
+@pytest.mark.parametrize("size", [1, 2, 10, 17, 127, 128, 129, 130, 145, 200, 400])
+def test_the_pool_keeps_the_nearest(size):
+    rng = np.random.default_rng(size)
+    pool = np.full(size, core.EMPTY)
+    kept = np.array([], dtype=np.int64)
+    for key in rng.permutation(3 * size + 5).astype(np.int64) * 2:
+        if key < pool[0]:
+            place = core._pool_insert(pool, key)
+            assert pool[place] == key
+        kept = np.sort(np.append(kept, key))[:size]
+        assert np.array_equal(pool[::-1][: len(kept)], kept) and (pool[::-1][len(kept) :] == core.EMPTY).all()
 
 
 @pytest.mark.parametrize("dim", [1, 3, 15, 16, 17, 33, 100])
@@ -229,6 +294,32 @@ def uniform_index(X):
     return _indexes["uniform"]
 
 
+def test_a_mask_of_what_is_far_away_is_compared_with_all_of_it():
+    """A walk would go through everything that is nearer first, and takes a hundred times as long."""
+    X = clusters(6000, 8, 60, 0.2)
+    index = built(X)
+    for q in X[:10]:
+        far = np.argsort(((X - q) ** 2).sum(1))[-4000:]
+        for a, b in zip(index.search(q, 10, ef=10, mask=far), index.search(q, 10, mask=far, exact=True)):
+            assert np.array_equal(a, b)
+        allowed = np.zeros(6000, dtype=np.uint8)
+        allowed[far] = 1
+        fresh = np.empty(16, dtype=np.int64)
+        with index._scratch() as scratch:
+            place = (index._graph, index._metric, q_padded(index, q), index._entry, 10, allowed)
+            keys, done = core._collect(*place, 1000, scratch, fresh)
+            assert not done and not len(keys)
+            keys, done = core._collect(*place, 10**9, scratch, fresh)
+            assert done and len(keys) == 10
+    assert len(index.range_search(X[0], 1e9, mask=far)[0][0]) == 4000
+
+
+def q_padded(index, q):
+    padded = np.zeros(index._columns, dtype=np.float32)
+    padded[: len(q)] = q
+    return padded
+
+
 def test_a_mask_and_deleted_nodes_together(uniform):
     X, Q, _ = uniform
     index = built(X[:600])
@@ -331,6 +422,25 @@ def test_an_interrupted_add_leaves_a_whole_index(monkeypatch, function, threads)
     assert recall(index.search(X[:200], 1, ef=100)[0], exact(X, X[:200], 1)) > 0.97
 
 
+def test_an_add_without_memory_leaves_a_whole_index(monkeypatch):
+    X = grid(300, 6, "l2")
+    index = built(X[:200])
+    original = Index._allocate
+
+    def allocate(self, slots, rows):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(Index, "_allocate", allocate)
+    with pytest.raises(MemoryError):
+        index.add(X, ids=np.arange(150, 450))
+    monkeypatch.setattr(Index, "_allocate", original)
+    index.check()
+    assert sorted(index.ids) == list(range(150))
+    index.add(X, ids=np.arange(150, 450))
+    index.check()
+    assert np.array_equal(index.get(np.arange(450)), np.concatenate([X[:150], X]))
+
+
 def test_many_epochs_of_visited_marks():
     index = built(grid(50, 4, "l2"), M=4)
     Q = grid(70_000, 4, "l2", seed=5)
@@ -351,6 +461,42 @@ def test_searching_an_empty_index():
     assert len(index.unreachable()) == 0
     with pytest.raises(ValueError, match="row 0 has NaN"):
         index.search([np.nan, 0, 0])
+
+
+def test_settings_far_beyond_the_index_cost_nothing():
+    X = grid(200, 4, "l2")
+    index = Index(4, M=6, ef_construction=10**15, ef_upper=10**15, num_threads=10**9)
+    index.add(X)
+    plain = Index(4, M=6, ef_construction=400, ef_upper=400)
+    plain.add(X)
+    assert graph_of(index) == graph_of(plain)
+    for a, b in zip(index.search(X, 3, ef=10**18), plain.search(X, 3, exact=True)):
+        assert np.array_equal(a, b)
+    assert len(index.range_search(X[0], 1e9, ef=2**62)[0][0]) == 200
+    index.delete(np.arange(50))
+    index.compact(num_threads=10**9)
+    index.check()
+
+
+def test_attributes_refuse_what_the_constructor_would():
+    index = built(grid(20, 4, "l2"))
+    for name, value, error in (
+        ("ef", 0, ValueError),
+        ("ef", 2.5, TypeError),
+        ("ef", "50", TypeError),
+        ("num_threads", 0, ValueError),
+        ("num_threads", -1, ValueError),
+    ):
+        with pytest.raises(error, match=name):
+            setattr(index, name, value)
+    index.num_threads, index.ef = None, 3
+    assert index.search(np.zeros(4), 2)[0].shape == (1, 2)
+
+
+def test_only_integers_are_ids():
+    index = built(grid(20, 4, "l2"))
+    assert 2 in index and np.uint64(2) in index
+    assert all(id not in index for id in (2.5, 2.0, "2", None, True, -1, 20))
 
 
 def test_more_neighbours_asked_than_exist():
@@ -394,6 +540,11 @@ def test_bad_settings(settings, error, message):
         ([[1, 1e300]], None, ValueError, "X: row 0 has NaN, infinite or too large"),
         ([[0, 0]], None, ValueError, "X: row 0 is zero"),
         ([["a", "b"]], None, TypeError, "X must be numbers"),
+        ([["1", "2"]], None, TypeError, "X must be numbers"),
+        ([[1j, 2]], None, TypeError, "X must be numbers .* not complex128"),
+        (np.array([[1, 2]], dtype="datetime64[s]"), None, TypeError, "X must be numbers"),
+        ([[None, 2]], None, TypeError, "X must be numbers"),
+        (iter([[1, 2]]), None, TypeError, "X must be numbers"),
         ([[1, 2], [3]], None, TypeError, "X must be numbers"),
         ([[1, 2], [3, 4]], [5, 5], ValueError, "5 is there twice"),
         ([[1, 2]], [-1], ValueError, "ids must be from 0"),
@@ -437,6 +588,8 @@ def test_bad_searches():
         (lambda: index.search(good, 1, ef=0), ValueError, "ef must be at least 1"),
         (lambda: index.search(good, 1.5), TypeError, "k must be an integer"),
         (lambda: index.search("abc"), TypeError, "Q must be numbers"),
+        (lambda: index.search(good * 1j), TypeError, "Q must be numbers .* not complex128"),
+        (lambda: index.search(good, mask=np.arange(20) % 2), ValueError, r"give booleans, mask.astype\(bool\)"),
         (lambda: index.search(good, mask=np.ones(19, bool)), ValueError, "needs 20 entries, not 19"),
         (lambda: index.search(good, mask=np.ones((2, 20), bool)), ValueError, "boolean mask must be"),
         (lambda: index.search(good, mask=np.zeros((3, 2), int)), ValueError, "mask of ids"),
@@ -453,6 +606,18 @@ def test_bad_searches():
     zero = built(grid(20, 4, "cosine"), "cosine")
     with pytest.raises(ValueError, match="row 0 .*no direction"):
         zero.search(np.zeros(16))
+
+
+@pytest.mark.parametrize("scale", [1e17, 1e-30, 1e-38, 3e-39, 1e-43])
+def test_cosine_does_not_see_the_length(scale):
+    X = np.random.default_rng(0).choice([-1.0, 1.0, 2.0], (60, 8)).astype(np.float32)
+    index = built(X, "cosine")
+    tiny = X[:9] * np.float32(scale)
+    small = built(tiny, "cosine")
+    for a, b in zip(index.search(tiny, 5), index.search(tiny / np.float32(scale), 5)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert (small.search(X[:9], 1)[1] < 1e-6).all()
+    np.testing.assert_allclose(small.get(np.arange(9)), tiny, rtol=1e-6, atol=3e-45)
 
 
 def test_cosine_gives_vectors_back_as_they_came():

@@ -18,6 +18,12 @@ def test_as_scikit_learn(metric, own):
     np.testing.assert_allclose(ours[0], theirs[0], atol=1e-5)
 
 
+def test_all_threads_by_scikit_learns_name():
+    X = np.random.default_rng(0).random((60, 3))
+    for a, b in zip(NearestNeighbors(n_jobs=-1).fit(X).kneighbors(), NearestNeighbors(n_jobs=1).fit(X).kneighbors()):
+        assert np.array_equal(a, b)
+
+
 def test_duplicates_parameters_and_errors():
     model = NearestNeighbors(n_neighbors=2)
     with pytest.raises(ValueError, match="call fit"):
