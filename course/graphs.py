@@ -172,6 +172,7 @@ class StaticAttention:
 
     name = "static"
     supports_cuda_graphs = True
+    fused = False
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
@@ -260,6 +261,9 @@ def static_model(llm: Any, num_blocks: int, block_size: int) -> Any:
     # The engine's own cache stays where it is: it may fill the GPU.
     memo = {id(layer.kv_cache): None for layer in original.attention_layers()}
     model = copy.deepcopy(original, memo).double()
+    for module in model.modules():
+        if hasattr(module, "fused"):
+            module.fused = False  # on a GPU the engine's model runs Triton kernels, which compute in float32
     for layer in model.attention_layers():
         layer.backend = StaticAttention()
         shape = (num_blocks + 1, 2, layer.num_kv_heads, block_size, layer.head_dim)
