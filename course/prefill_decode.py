@@ -51,6 +51,7 @@ def watch(llm: Any, prompt: Sequence[int], num_steps: int) -> list[WatchedStep]:
     """
     from nanovllm import SamplingParams
 
+    llm.async_scheduling = False  # one step at a time: on a GPU the engine would launch the next one first
     model, scheduler = llm.model_runner.model, llm.scheduler
     steps: list[WatchedStep] = []
 
@@ -153,6 +154,7 @@ def served_steps(llm: Any, lengths: Sequence[int]) -> list[list[int]]:
     """Let the engine serve one request a length, all there from the start; the requests that got a token, step by step."""
     from nanovllm import SamplingParams
 
+    llm.async_scheduling = False  # one step at a time: on a GPU the engine would launch the next one first
     prompts = roofline.random_prompts(llm, len(lengths), 4)
     ids = [
         llm.add_request(prompt, SamplingParams(temperature=0, max_tokens=length, ignore_eos=True))
@@ -177,6 +179,7 @@ def steps_beside_a_prompt(llm: Any, batch: int, prompt_tokens: int, before: int 
     """
     from nanovllm import SamplingParams
 
+    llm.async_scheduling = False  # one step at a time: on a GPU the engine would launch the next one first
     params = SamplingParams(temperature=0, max_tokens=llm.max_model_len, ignore_eos=True)
     asked = [llm.add_request(prompt, params) for prompt in roofline.random_prompts(llm, batch, 32, seed=1)]
     steps: list[dict[str, float]] = []

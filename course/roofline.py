@@ -195,6 +195,7 @@ def decode_seconds(llm: Any, batch: int, context: int, steps: int, rounds: int) 
     """
     from nanovllm import SamplingParams
 
+    llm.async_scheduling = False  # one step at a time: on a GPU the engine would launch the next one first
     device = llm.model_runner.device
     params = SamplingParams(temperature=0, max_tokens=llm.max_model_len, ignore_eos=True)
     samples = []
