@@ -32,7 +32,7 @@ from oracle import attend, random_case, relative_error
 from nanovllm.attention import AttentionMetadata, get_backend
 from nanovllm.kernels import paged_decode as decode_module
 from nanovllm.kernels import ragged_prefill as prefill_module
-from nanovllm.kernels.paged_decode import DecodeConfig, decode_bytes, paged_decode
+from nanovllm.kernels.paged_decode import DecodeConfig, decode_bytes, paged_decode, plan_decode
 from nanovllm.kernels.ragged_prefill import PrefillConfig, prefill_flops, ragged_prefill
 from nanovllm.kernels.rms_norm import add_rms_norm, rms_norm
 from nanovllm.kernels.rope_qknorm_store import rope_qknorm_store
@@ -108,7 +108,12 @@ def check_graph(backend_name: str) -> str:
         max_query_len=1,
         max_context_len=4096,
     )
-    graph = Graph(lambda: backend(q, k, v, cache, static, cases[0].scale))
+
+    def step() -> torch.Tensor:
+        static.decode_plan = None  # the lengths change in place
+        return backend(q, k, v, cache, static, cases[0].scale)
+
+    graph = Graph(step)
     worst = 0.0
     for case in cases:
         meta = case.metadata
@@ -220,8 +225,14 @@ class DecodeWorkload:
         self.scale = HEAD_DIM**-0.5
 
     def ours(self, config: DecodeConfig | None = None, bound: int = 4096) -> list[Callable[[], object]]:
+        """As the layers of a step: the plan and the counters are made once for all."""
         args = (self.tables, self.lens, self.scale, bound)
-        return [partial(paged_decode, self.q, cache, *args, config=config) for cache in self.caches]
+        once = {
+            "config": config,
+            "plan": plan_decode(self.lens, self.caches[0], bound, config),
+            "counters": torch.zeros(len(self.contexts) * KV_HEADS, dtype=torch.int32, device="cuda"),
+        }
+        return [partial(paged_decode, self.q, cache, *args, **once) for cache in self.caches]
 
     def calls(self, engine: str) -> list[Callable[[], object]]:
         """One call for each copy of the cache."""

@@ -28,7 +28,8 @@ class AttentionMetadata:
         num_decodes: the first `num_decodes` sequences have exactly one query token; the others are prefill chunks.
         max_query_len: longest query of the step.
         max_context_len: largest of context_lens; an upper bound is allowed.
-        decode_plan: what a backend works out for the step's first layer and uses in all of them.
+        decode_plan: what a backend works out for the step's first layer and uses in all of them. The model sets it to
+            None before a step; so must who changes the lengths in place and calls a backend again.
     """
 
     query_start: torch.Tensor
