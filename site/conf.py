@@ -10,6 +10,7 @@ from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from pygments.lexers.special import TextLexer
 from sphinx import addnodes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,6 +99,7 @@ def visit_block(translator, node):
 
 
 def setup(app):
+    app.add_lexer("mermaid", TextLexer)  # diagrams: GitHub and JupyterLab draw them, the site shows their source
     app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))
     app.connect("doctree-read", name_folders)
     app.connect("html-page-context", mark_language)
