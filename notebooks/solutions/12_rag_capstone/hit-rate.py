@@ -1,0 +1,3 @@
+def hit_rate(found, right, k):
+    hits = [any(passage in wanted for passage in row[:k]) for row, wanted in zip(found, right)]
+    return sum(hits) / len(hits)
