@@ -67,11 +67,6 @@ def plan(model: str, gigabytes: float, ranks: int = 1) -> kv_cache.Plan:
     return kv_cache.plan(kv_cache.QWEN3[model], gigabytes * 1e9, tokens_per_user=4096, ranks=ranks)
 
 
-def if_any(made: kv_cache.Plan, what: int) -> int | None:
-    """`what` where at least one block fits, else None."""
-    return what if made.num_blocks > 0 else None
-
-
 def seed_ratio(model: str) -> float:
     """What the seed's formula says of a block, divided by the truth."""
     config = kv_cache.QWEN3[model]
