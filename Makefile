@@ -14,7 +14,7 @@ SETTINGS := $(VENV)/share/jupyter/lab/settings
 SAY := @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-test lab test lint format notebooks gpu-notebooks status check-exercises student grade tables site chromium clean
+.PHONY: help install install-test lab test lint format notebooks gpu-notebooks status check-exercises student grade tables diagrams site chromium clean
 
 help:
 	@echo 'make install          make $(VENV) and install the course into it'
@@ -27,6 +27,7 @@ help:
 	@echo 'make gpu-notebooks    run copies of them on a GPU machine into build/gpu-notebooks, record seconds and memory'
 	@echo 'make check-exercises  run every exercise as shipped, solved, and with each wrong answer'
 	@echo 'make tables           write the tables of the pages from the measurements'
+	@echo 'make diagrams         draw the diagrams of the guides for the site, after one has changed'
 	@echo 'make site             make the notebooks and guides into web pages: build/site/index.html'
 	@echo 'make status           write what each notebook took into its head and the readmes, and show it'
 	@echo 'make student          write the course without its answers into student (or OUT=folder)'
@@ -112,6 +113,9 @@ grade: install
 
 tables: install
 	@$(BIN)/python scripts/tables.py
+
+diagrams: install-test chromium
+	@$(BIN)/python scripts/draw_diagrams.py
 
 site: $(VENV)/.installed-site
 	@$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -c site -d build/site-doctrees . build/site

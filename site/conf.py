@@ -6,12 +6,14 @@ not run: their stored outputs are shown. Formulas become MathML, which browsers 
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
 from pygments.lexers.special import TextLexer
 from sphinx import addnodes
+from sphinx.transforms import SphinxTransform
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,12 +22,16 @@ author = copyright = ""
 language = "en"
 extensions = ["myst_nb"]
 root_doc = "site/index"
-include_patterns = ["site/*.md", "*.md", "helper/**.md", "notebooks/*.ipynb", "benchmarks/LEDGER.md", "test-case/*.md"]
-exclude_patterns = [
-    *(f"{name}/**" for name in ("build", "student", "submissions", "models", "tests", "nanovllm", "hnsw", "course")),
-    "**/solutions/**",
-    "**/wrong/**",
+include_patterns = [
+    "site/*.md",
+    "*.md",
+    "helper/**.md",
+    "notebooks/*.ipynb",
+    "benchmarks/LEDGER.md",
+    "test-case/*.md",
+    "nanovllm/embedded_model/README.md",
 ]
+exclude_patterns = [".venv", "build"]
 templates_path = ["templates"]
 
 nb_execution_mode = "off"
@@ -88,6 +94,20 @@ def name_folders(app, doctree):
             link.replace_self(link.children)
 
 
+class Diagrams(SphinxTransform):
+    """Show Mermaid blocks as the pictures that scripts/draw_diagrams.py made of them."""
+
+    default_priority = 400
+
+    def apply(self, **kwargs):
+        for block in list(self.document.findall(nodes.literal_block)):
+            if block.get("language") == "mermaid":
+                name = hashlib.sha256(block.astext().strip().encode()).hexdigest()[:16]
+                picture = nodes.image(uri=f"/site/diagrams/{name}.svg", alt=block.astext(), classes=["diagram"])
+                picture.source, picture.line = block.source, block.line
+                block.replace_self(picture)
+
+
 def visit_inline(translator, node):
     translator.body.append(convert(node.astext()))
     raise nodes.SkipNode
@@ -101,6 +121,7 @@ def visit_block(translator, node):
 def setup(app):
     app.add_lexer("mermaid", TextLexer)  # diagrams: GitHub and JupyterLab draw them, the site shows their source
     app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))
+    app.add_transform(Diagrams)
     app.connect("doctree-read", name_folders)
     app.connect("html-page-context", mark_language)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
