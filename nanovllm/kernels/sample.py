@@ -90,12 +90,14 @@ def sample(
         out: (B) int64, written in place where given.
 
     Raises:
-        ValueError: the logits' last dimension is not contiguous, or seeds are not int64.
+        ValueError: the logits' last dimension is not contiguous, or seeds or positions have another dtype.
     """
     if logits.stride(-1) != 1:
         raise ValueError(f"logits must have a contiguous last dimension, got strides {logits.stride()}")
     if seeds.dtype != torch.int64:
         raise ValueError(f"seeds must be int64, got {seeds.dtype}")
+    if positions.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"positions must be int32 or int64, got {positions.dtype}")
     rows, vocab_size = logits.shape
     tiles = triton.cdiv(vocab_size, TILE)
     best_score = torch.empty((rows, tiles), dtype=torch.float32, device=logits.device)

@@ -29,6 +29,7 @@ WRONG_TYPES = {
     "enable_prefix_caching": [1, None, "yes"],
     "seed": [1.0, "1", None, True],
     "trace": [1, None, "yes"],
+    "async_scheduling": [1, 0, "auto"],
 }
 OUT_OF_RANGE = {
     "model": ([], ""),
@@ -47,6 +48,7 @@ OUT_OF_RANGE = {
     "enable_prefix_caching": ([], ""),
     "seed": ([-1, 2**63], "0 to 9223372036854775807"),
     "trace": ([], ""),
+    "async_scheduling": ([], ""),
 }
 ALLOWED = {
     "model": ["folder", Path("folder"), "Qwen/Qwen3-0.6B"],
@@ -65,6 +67,7 @@ ALLOWED = {
     "enable_prefix_caching": [False],
     "seed": [0, 2**63 - 1],
     "trace": [True],
+    "async_scheduling": [None, True, False],
 }
 
 

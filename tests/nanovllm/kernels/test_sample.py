@@ -50,6 +50,15 @@ def test_a_row_does_not_depend_on_its_batch_mates(device):
     assert together.tolist() == alone
 
 
+def test_positions_of_either_width_and_tokens_written_in_place(device):
+    """The decode rows keep int32 positions, and the next step reads what is drawn where it lies."""
+    logits, temperatures, seeds, positions = inputs(12, 300, device, seed=3)
+    expected = sample(logits, temperatures, seeds, positions)
+    out = torch.full((13,), -1, dtype=torch.int64, device=device)
+    assert sample(logits, temperatures, seeds, positions.int(), out=out[:12]).data_ptr() == out.data_ptr()
+    assert out.tolist() == [*expected.tolist(), -1]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_draws_follow_the_softmax():
@@ -69,8 +78,10 @@ def test_draws_follow_the_softmax():
 
 def test_errors_name_the_argument(device):
     logits, temperatures, seeds, positions = inputs(2, 10, device)
-    with pytest.raises(ValueError, match="positions must be int64"):
-        sample(logits, temperatures, seeds, positions.int())
+    with pytest.raises(ValueError, match="seeds must be int64"):
+        sample(logits, temperatures, seeds.int(), positions)
+    with pytest.raises(ValueError, match="positions must be int32 or int64"):
+        sample(logits, temperatures, seeds, positions.float())
     with pytest.raises(ValueError, match="logits must have a contiguous"):
         sample(logits.T, temperatures, seeds, positions)
 
