@@ -24,7 +24,7 @@ from course import notebooks, plots
 from course.exercises import Wrong, checker, expect_close, expect_equal
 
 ROOT = Path(__file__).resolve().parent.parent
-CORPUS = ROOT / "notebooks" / "data" / "rag_corpus.json"
+CORPUS = ROOT / "course" / "rag_corpus.json"
 
 
 class Passage(NamedTuple):

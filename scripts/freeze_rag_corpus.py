@@ -1,4 +1,4 @@
-"""Writes notebooks/data/rag_corpus.json, the passages that notebook 12 retrieves from: a frozen copy of the course's own texts.
+"""Writes course/rag_corpus.json, the passages that notebook 12 retrieves from: a frozen copy of the course's own texts.
 
 The notebook's compared outputs hang on this file, so it changes only when somebody runs this script, and then:
 
@@ -26,7 +26,7 @@ import data  # noqa: E402 - the corpus generator of training/
 
 from course import rag  # noqa: E402
 
-OUT = ROOT / "notebooks" / "data" / "rag_corpus.json"
+OUT = ROOT / "course" / "rag_corpus.json"
 NUM_NOTES = 40
 SEED = 12
 
