@@ -11,6 +11,7 @@ from tiny import make_checkpoint, random_prompts
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.cuda_graphs import DecodeGraphs, bucket_for, bucket_sizes
 from nanovllm.engine.decode_rows import DecodeRows
+from nanovllm.engine.sequence import Sequence
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 8, 20, 64, 100, 256, 257, 1000])
@@ -81,6 +82,46 @@ def test_the_smallest_graph_that_holds_the_batch_is_replayed(fake_cuda):
     for num_seqs in (1, 7, 20, 3):
         assert graphs.replay(num_seqs).flatten().tolist() == list(range(num_seqs))
         assert ran[-1] == bucket_for(num_seqs, graphs.sizes)
+
+
+def decoding(seq_id: int, length: int, block_size: int = 16) -> Sequence:
+    seq = Sequence(seq_id, list(range(1, length + 1)), SamplingParams())
+    seq.num_computed_tokens = length - 1
+    seq.block_table = [10 * seq_id + i for i in range(-(-length // block_size))]
+    return seq
+
+
+def test_padding_rows_read_and_write_nothing_also_after_a_larger_batch(fake_cuda):
+    """Rows that others had before: were one left live, the step would write into a block that may be somebody else's."""
+    rows = DecodeRows(20, 64, 16, torch.device("cpu"))
+    seen = []
+
+    def step(size):
+        inputs = rows.begin_step(size)
+        metadata = inputs.metadata
+        seen.append([x.tolist() for x in (metadata.slot_mapping, metadata.context_lens, inputs.positions)])
+        return inputs.token_ids[:, None].float()
+
+    graphs = DecodeGraphs(recorder(step), bucket_sizes(20))
+    graphs.record()
+    assert all(slots == [-1] * len(slots) and not any(lens) for slots, lens, _ in seen)
+    seq_id = 0
+    for lengths in ([9, 40, 17, 33, 5, 60, 2, 16, 32, 48, 1], [3, 20, 7, 11, 9], [63], [8, 8, 8]):
+        seqs = [decoding(seq_id + i, length) for i, length in enumerate(lengths)]
+        seq_id += len(seqs)
+        rows.apply(rows.place(seqs, None), None)
+        logits = graphs.replay(len(seqs))
+        slots, context_lens, positions = seen[-1]
+        padding = bucket_for(len(seqs), graphs.sizes) - len(seqs)
+        placed = [seq.num_tokens for seq in rows.sequences[: len(seqs)]]
+        assert sorted(placed) == sorted(lengths)
+        assert logits.flatten().tolist() == placed  # the newest token of such a sequence is its length
+        assert context_lens == placed + [0] * padding
+        assert positions == [length - 1 for length in placed] + [0] * padding
+        assert slots[len(seqs) :] == [-1] * padding
+        assert slots[: len(seqs)] == [
+            seq.block_table[-1] * 16 + (seq.num_tokens - 1) % 16 for seq in rows.sequences[: len(seqs)]
+        ]
 
 
 def test_only_batches_of_decodes_within_the_largest_size_are_served():
