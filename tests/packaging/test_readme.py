@@ -1,4 +1,4 @@
-"""README and CONTRIBUTING are true: their links, commands, files and figures."""
+"""README and CONTRIBUTING are true: their links, commands, files and figures; the Chinese README says the same."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import re
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from course.guides import blank_code, headings
 from nanovllm.config import EMBEDDED_MODEL
 from nanovllm.utils.memory import kv_bytes_per_token
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES = ["README.md", "README.zh-CN.md", "CONTRIBUTING.md"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -43,7 +46,7 @@ def test_make_targets_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     targets = set(re.findall(r"(?:^    |`)make ([a-z][a-z-]+)", text, flags=re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert targets >= ({"lab", "test"} if page == "README.md" else {"test", "format"})
+    assert targets >= ({"lab", "test"} if page.startswith("README") else {"test", "format"})
     assert not [target for target in targets if not re.search(rf"^{target}:", makefile, flags=re.MULTILINE)]
 
 
@@ -88,3 +91,47 @@ def test_terminal_commands_exist():
     assert named == {"chat", "generate", "bench"}
     for command in named:
         subprocess.run([sys.executable, "-m", "nanovllm", command, "--help"], check=True, capture_output=True)
+
+
+# --- README.zh-CN.md keeps step with README.md -------------------------------------------------------------------------
+
+
+def figures(text: str) -> Counter[float]:
+    """How often each number stands on the page, whatever its unit is called: 4.7 million is 470 万."""
+    found: Counter[float] = Counter()
+    for digits, unit in re.findall(r"(\d[\d,]*(?:\.\d+)?)( million| 万)?", text):
+        found[round(float(digits.replace(",", "")) * {" million": 1e6, " 万": 1e4}.get(unit, 1), 6)] += 1
+    return found
+
+
+def outline(text: str) -> dict[str, object]:
+    """What both languages have in common, in the order of the page."""
+    lines = text.splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    return {
+        "headings": [level for level, _ in headings(text)],
+        "paragraphs": [
+            re.match(r"\W*", block)[0].strip() for block in re.split(r"\n\n+", blank_code(text)) if block.strip()
+        ],
+        "links": re.findall(r"\]\(([^)]+)\)", text)[1:],  # the first leads to the other language
+        "code blocks": re.findall(r"^```.*?^```$", text, re.MULTILINE | re.DOTALL),
+        "commands": [line.partition("#")[0].strip() for line in lines if line.startswith("    ")],
+        "code in the text": sorted(re.findall(r"`[^`\n]+`", blank_code(text))),
+        "generated regions": re.findall(r"<!-- (.+?) -->", text),
+        "cells of the tables": [len(row) for row in rows],
+        "first cells": [row[0] for row in rows if re.match(r"`|\d\d(_|$)", row[0])],
+    }
+
+
+@pytest.mark.parametrize("part", outline(README))
+def test_the_chinese_readme_has_the_same_structure(part):
+    assert outline(CHINESE)[part] == outline(README)[part]
+
+
+def test_the_chinese_readme_has_the_same_figures():
+    assert figures(CHINESE) == figures(README)
+
+
+def test_each_readme_links_to_the_other_before_anything_else():
+    firsts = [re.search(r"\]\(([^)]+)\)", text)[1] for text in (README, CHINESE)]
+    assert firsts == ["README.zh-CN.md", "README.md"]
