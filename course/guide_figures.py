@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import statistics
 from functools import cache
 from typing import Any
 
@@ -96,15 +97,61 @@ def collision_chance(blocks: float, bits: int = 128) -> float:
     return blocks**2 / 2 / 2**bits
 
 
-# --- HNSW, from test-case/hnsw_compare_max_m.py --------------------------------------------------------------------------
+# --- HNSW, from test-case/ and benchmarks/hnsw_peers.py ------------------------------------------------------------------
 
 
-def max_m_row(vectors: str, max_m: int, ef_search: int) -> dict[str, float]:
-    """Recall, distances a query and more, ef_construction 100, the paper's levels."""
+def max_m_row(vectors: str, max_m: int, ef_search: int, sampler: str = "paper") -> dict[str, float]:
+    """Recall, distances a query and more, ef_construction 100; `sampler` of levels: "paper" or "seed"."""
     path = recorded.ROOT / "test-case" / "max_m_comparison_data.csv"
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             key = (row["set"], row["sampler"], row["max_m"], row["ef_construction"], row["ef_search"])
-            if key == (vectors, "paper", str(max_m), "100", str(ef_search)):
-                return {name: float(row[name]) for name in ("recall", "distances", "link_bytes", "mean_level")}
-    raise KeyError(f"no row for {vectors}, max_m {max_m}, ef_search {ef_search} in {path.name}")
+            if key == (vectors, sampler, str(max_m), "100", str(ef_search)):
+                return {name: float(row[name]) for name in row if name not in ("set", "sampler")}
+    raise KeyError(f"no row for {vectors}, {sampler}, max_m {max_m}, ef_search {ef_search} in {path.name}")
+
+
+def report_row(report: str, vectors: str, max_m: int, ef_search: int, ef_construction: int = 100) -> dict[str, float]:
+    """The row of a Markdown report in test-case/ with these settings; speeds are those of the machine that wrote it."""
+    columns: list[str] = []
+    for line in (recorded.ROOT / "test-case" / report).read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if "recall@10" in cells:
+            columns = cells
+        elif len(cells) == len(columns):
+            row = dict(zip(columns, cells, strict=True))
+            wanted = {"set": vectors, "max_m": str(max_m), "ef_search": str(ef_search)}
+            wanted |= {"ef_construction": str(ef_construction)} if "ef_construction" in columns else {}
+            if all(row.get(name) == value for name, value in wanted.items()):
+                return {name: float(row[name]) for name in columns if name not in ("set", "setting")}
+    raise KeyError(f"no row for {vectors}, max_m {max_m}, {ef_construction}, {ef_search} in {report}")
+
+
+def hnsw_at(vectors: str, library: str, ef: int) -> dict[str, float]:
+    """Recall@10, and the median of thousands of queries a second on one thread."""
+    curve = recorded.load(f"hnsw_{vectors}-{library}")["curve"]
+    (point,) = (point for point in curve if point["ef"] == ef)
+    return {"recall": point["recall"], "kqps": statistics.median(point["queries_per_second"]) / 1e3}
+
+
+def hnsw_build_seconds(vectors: str, library: str) -> float:
+    """Median CPU seconds of building that set's index on one thread."""
+    return statistics.median(recorded.load(f"hnsw_{vectors}-{library}")["build_seconds"])
+
+
+def hnsw_median(name: str, which: str) -> float:
+    """The median of ``hnsw_<name>-<which>.json``, in the unit that the file's ``metric`` names."""
+    return recorded.load(f"hnsw_{name}-{which}").median
+
+
+def hnsw_recall_differences(library: str) -> list[float]:
+    """Our recall less that library's at the same ef, for every set and ef that was measured, ascending."""
+    return sorted(
+        ours["recall"] - theirs["recall"]
+        for vectors in ("uniform", "clusters", "text", "digits", "near_duplicates")
+        for ours, theirs in zip(
+            recorded.load(f"hnsw_{vectors}-ours")["curve"],
+            recorded.load(f"hnsw_{vectors}-{library}")["curve"],
+            strict=True,
+        )
+    )
