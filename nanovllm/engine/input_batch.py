@@ -109,8 +109,11 @@ def prepare_sampling(seqs: list[Sequence], vocab_size: int, device: torch.device
         all_greedy=all(p.greedy for p in params),
         fused=fused,
     )
-    if any(p.filters and not p.greedy for p in params):
-        batch.top_k = to_device([p.top_k if p.top_k > 0 else vocab_size for p in params], torch.int64)
-        batch.top_p = to_device([p.top_p for p in params], torch.float32)
-        batch.min_p = to_device([p.min_p for p in params], torch.float32)
+    filtered = [row for row, p in enumerate(params) if p.filters and not p.greedy]
+    if filtered:
+        filters = [params[row] for row in filtered]
+        batch.filtered = to_device(filtered, torch.int64)
+        batch.top_k = to_device([p.top_k if p.top_k > 0 else vocab_size for p in filters], torch.int64)
+        batch.top_p = to_device([p.top_p for p in filters], torch.float32)
+        batch.min_p = to_device([p.min_p for p in filters], torch.float32)
     return batch

@@ -328,7 +328,9 @@ class ModelRunner:
         rows.apply(changes, self._drawn)
         logits = self.graphs.replay(num_seqs)
         if rows.unusual:
-            rows.tokens[:num_seqs] = self._sample(logits, rows.sequences[:num_seqs])
+            unusual = sorted(rows.unusual)
+            index = torch.tensor(unusual, device=self.device)
+            rows.tokens[index] = self._sample(logits[index], [rows.sequences[row] for row in unusual])
         self._drawn = rows.drawn()
         index_of = self._drawn.index_of
         return LaunchedStep(rows.tokens[:num_seqs], [index_of[entry.seq.seq_id] for entry in batch.scheduled])

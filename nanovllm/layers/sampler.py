@@ -22,15 +22,17 @@ class SamplingBatch:
         temperatures: (B) float32, 0 for greedy rows.
         seeds: (B) int64.
         positions: (B) int64, the index in its sequence of the token that is drawn.
-        top_k: (B) int64 (the vocabulary's size where all are kept), top_p and min_p: (B) float32; None where no row
-            filters.
+        filtered: (F) int64, the rows that filter; None where none does.
+        top_k: (F) int64 (the vocabulary's size where all are kept), top_p and min_p: (F) float32.
         all_greedy: every row is greedy; nothing else is read then.
-        fused: draw in one pass of our Triton kernel where no row filters: the same tokens.
+        fused: draw the rows that do not filter in one pass of our Triton kernel. Its logarithm may differ in the last bit,
+            so which sampler a row gets depends on the row alone.
     """
 
     temperatures: torch.Tensor
     seeds: torch.Tensor
     positions: torch.Tensor
+    filtered: torch.Tensor | None = None
     top_k: torch.Tensor | None = None
     top_p: torch.Tensor | None = None
     min_p: torch.Tensor | None = None
@@ -44,19 +46,36 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     Drawing from softmax(logits / T) is taking the largest of logits / T + Gumbel noise (Gumbel 1954; Maddison et al.
     2014), so neither a softmax nor a cumulative sum is needed.
     """
-    if batch.fused and batch.top_k is None:
+    if batch.fused:
         from nanovllm.kernels.sample import sample as sample_fused
 
-        return sample_fused(logits, batch.temperatures, batch.seeds, batch.positions)
+        tokens = sample_fused(logits, batch.temperatures, batch.seeds, batch.positions)
+        if batch.filtered is not None:
+            tokens[batch.filtered] = sample(logits[batch.filtered], _filtered_rows(batch))
+        return tokens
     greedy = logits.argmax(dim=-1)
     if batch.all_greedy:
         return greedy
     temperatures = batch.temperatures.unsqueeze(-1)
     scaled = logits.float() / temperatures.clamp(min=1e-5)
-    if batch.top_k is not None:
-        scaled = filter_logits(scaled, batch.top_k, batch.top_p, batch.min_p)
+    if batch.filtered is not None:
+        scaled[batch.filtered] = filter_logits(scaled[batch.filtered], batch.top_k, batch.top_p, batch.min_p)
     noise = gumbel_noise(batch.seeds, batch.positions, logits.shape[-1])
     return torch.where(batch.temperatures > 0, (scaled + noise).argmax(dim=-1), greedy)
+
+
+def _filtered_rows(batch: SamplingBatch) -> SamplingBatch:
+    """The rows that filter, as a batch for the sampler in PyTorch."""
+    rows = batch.filtered
+    return SamplingBatch(
+        temperatures=batch.temperatures[rows],
+        seeds=batch.seeds[rows],
+        positions=batch.positions[rows],
+        filtered=torch.arange(len(rows), device=rows.device),
+        top_k=batch.top_k,
+        top_p=batch.top_p,
+        min_p=batch.min_p,
+    )
 
 
 def filter_logits(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:

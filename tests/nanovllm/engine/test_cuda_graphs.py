@@ -185,3 +185,21 @@ def test_tokens_equal_eager_s(tmp_path, fake_cuda, monkeypatch, max_num_seqs, nu
             assert mine == pytest.approx(theirs, abs=1e-4)
     assert len(replays) > 10
     assert sum(output["metrics"]["preemptions"] for output in outputs) > 0
+
+
+def test_only_the_rows_that_the_step_cannot_draw_are_drawn_again(tmp_path, fake_cuda, monkeypatch):
+    """One request that filters must not have a whole batch's logits sorted."""
+    params = [SamplingParams(max_tokens=8, seed=i, ignore_eos=True, top_k=5 if i == 2 else 0) for i in range(6)]
+    with LLM(make_checkpoint(tmp_path)) as llm:
+        replays = with_fake_graphs(llm, monkeypatch)
+        again = []
+        drawn = llm.model_runner._sample
+
+        def record(logits, seqs):
+            if replays:
+                again.append([seq.seq_id for seq in seqs])
+            return drawn(logits, seqs)
+
+        monkeypatch.setattr(llm.model_runner, "_sample", record)
+        llm.generate(random_prompts(6, 3, 10, seed=7), params, use_tqdm=False)
+    assert again == [[2]] * len(replays) and len(replays) == 7

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -314,6 +316,20 @@ def test_a_sampled_request_draws_the_same_alone_and_in_company(tmp_path):
         other = llm.generate(prompts[0], SamplingParams(temperature=0.9, seed=77, max_tokens=12), use_tqdm=False)
     assert [out["token_ids"] for out in together] == [out["token_ids"] for out in alone]
     assert other[0]["token_ids"] != alone[0]["token_ids"]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_which_sampler_draws_a_row_depends_on_the_row_alone(fused, monkeypatch):
+    """The kernel's logarithm may differ in the last bit: a filter of a batch mate must not choose between the two."""
+    kernel = types.ModuleType("nanovllm.kernels.sample")
+    kernel.sample = lambda logits, *_: torch.full((len(logits),), -7)
+    monkeypatch.setitem(sys.modules, kernel.__name__, kernel)
+    logits = torch.randn(5, 90, generator=torch.Generator().manual_seed(5))
+    kinds = [{}, {"top_k": 3}, {"temperature": 0}, {"top_p": 0.2, "min_p": 0.1}, {"temperature": 0, "top_k": 2}]
+    seqs = [Sequence(i, [0] * (i + 1), SamplingParams(**kind), seed=10 + i) for i, kind in enumerate(kinds)]
+    alone = [sample(logits[i : i + 1], prepare_sampling([seqs[i]], 90, CPU)).item() for i in range(5)]
+    together = sample(logits, prepare_sampling(seqs, 90, CPU, fused)).tolist()
+    assert together == ([-7, alone[1], -7, alone[3], -7] if fused else alone)
 
 
 def to_uniform(noise: torch.Tensor) -> np.ndarray:
