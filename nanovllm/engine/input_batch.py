@@ -47,57 +47,64 @@ def prepare_inputs(batch: Batch, block_size: int, device: torch.device, drawn: D
     Tokens in flight are taken from `drawn`, what the last launched step draws.
     """
     scheduled = batch.scheduled
-    counts = np.fromiter((entry.num_new_tokens for entry in scheduled), np.int64, len(scheduled))
-    starts = np.fromiter((entry.seq.num_computed_tokens for entry in scheduled), np.int64, len(scheduled))
-    query_start = np.zeros(len(scheduled) + 1, np.int64)
+    counts = np.array([entry.num_new_tokens for entry in scheduled])
+    starts = np.array([entry.seq.num_computed_tokens for entry in scheduled])
+    context_lens = starts + counts
+    query_start = np.zeros(len(scheduled) + 1, np.int32)
     np.cumsum(counts, out=query_start[1:])
 
     tables = [entry.seq.block_table for entry in scheduled]
-    block_tables = np.zeros((len(tables), max(map(len, tables))), np.int64)
+    block_tables = np.zeros((len(tables), max(map(len, tables))), np.int32)
     for row, table in zip(block_tables, tables, strict=True):
         row[: len(table)] = table
 
-    owner = np.repeat(np.arange(len(scheduled)), counts)  # (T): which sequence each token belongs to
-    positions = np.arange(query_start[-1]) - query_start[owner] + starts[owner]
-    slots = block_tables[owner, positions // block_size] * block_size + positions % block_size
     token_ids: list[int] = []
     unknown: list[int] = []
     sources: list[int] = []
+    sampled_rows: list[int] = []
     for seq, num_new_tokens in scheduled:
-        token_ids += seq.token_ids[seq.num_computed_tokens : seq.num_computed_tokens + num_new_tokens]
-        if seq.num_computed_tokens + num_new_tokens > len(seq.token_ids):
+        start = seq.num_computed_tokens
+        end = start + num_new_tokens
+        token_ids += seq.token_ids[start:end]
+        if end > len(seq.token_ids):
             unknown.append(len(token_ids))
             sources.append(drawn.index_of[seq.seq_id])
             token_ids.append(0)
-    samples = np.fromiter((entry.samples for entry in scheduled), bool, len(scheduled))
-    context_lens = starts + counts
+        if end == seq.num_tokens:
+            sampled_rows.append(len(token_ids) - 1)
 
-    def to_device(array: np.ndarray | list[int], dtype: torch.dtype) -> torch.Tensor:
-        tensor = torch.as_tensor(array).to(dtype)
+    owner = np.repeat(np.arange(len(scheduled)), counts)  # (T): which sequence each token belongs to
+    positions = np.arange(len(token_ids)) - query_start[owner] + starts[owner]
+    slots = block_tables[owner, positions // block_size] * block_size + positions % block_size
+
+    def to_device(array: np.ndarray | list[int], dtype: type = np.int64) -> torch.Tensor:
+        tensor = torch.from_numpy(np.asarray(array, dtype))
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
-    tokens = to_device(token_ids, torch.int64)
+    tokens = to_device(token_ids)
     if unknown:
-        tokens[to_device(unknown, torch.int64)] = drawn.tokens[to_device(sources, torch.int64)]
+        tokens[to_device(unknown)] = drawn.tokens[to_device(sources)]
     return StepInputs(
         token_ids=tokens,
-        positions=to_device(positions, torch.int64),
+        positions=to_device(positions),
         metadata=AttentionMetadata(
-            query_start=to_device(query_start, torch.int32),
-            context_lens=to_device(context_lens, torch.int32),
-            block_tables=to_device(block_tables, torch.int32),
-            slot_mapping=to_device(slots, torch.int32),
+            query_start=to_device(query_start, np.int32),
+            context_lens=to_device(context_lens, np.int32),
+            block_tables=to_device(block_tables, np.int32),
+            slot_mapping=to_device(slots, np.int32),
             num_decodes=batch.num_decodes,
             max_query_len=int(counts.max()),
             max_context_len=int(context_lens.max()),
         ),
-        sampled_rows=to_device(query_start[1:][samples] - 1, torch.int64),
+        sampled_rows=to_device(sampled_rows) if len(sampled_rows) < len(token_ids) else None,
     )
 
 
 def prepare_sampling(seqs: list[Sequence], vocab_size: int, device: torch.device, fused: bool = False) -> SamplingBatch:
     """The sampling parameters of the sequences that sample in this step."""
     params = [seq.sampling_params for seq in seqs]
+    if all(p.greedy for p in params) and not fused:
+        return SamplingBatch(all_greedy=True)
 
     def to_device(values: list, dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
@@ -106,7 +113,6 @@ def prepare_sampling(seqs: list[Sequence], vocab_size: int, device: torch.device
         temperatures=to_device([p.temperature for p in params], torch.float32),
         seeds=to_device([seq.seed for seq in seqs], torch.int64),
         positions=to_device([seq.num_tokens for seq in seqs], torch.int64),
-        all_greedy=all(p.greedy for p in params),
         fused=fused,
     )
     filtered = [row for row, p in enumerate(params) if p.filters and not p.greedy]

@@ -24,14 +24,14 @@ class SamplingBatch:
         positions: (B) int64, the index in its sequence of the token that is drawn.
         filtered: (F) int64, the rows that filter; None where none does.
         top_k: (F) int64 (the vocabulary's size where all are kept), top_p and min_p: (F) float32.
-        all_greedy: every row is greedy; nothing else is read then.
+        all_greedy: every row is greedy; nothing else is read then, so the three tensors above may be None.
         fused: draw the rows that do not filter in one pass of our Triton kernel. Its logarithm may differ in the last bit,
             so which sampler a row gets depends on the row alone.
     """
 
-    temperatures: torch.Tensor
-    seeds: torch.Tensor
-    positions: torch.Tensor
+    temperatures: torch.Tensor | None = None
+    seeds: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
     filtered: torch.Tensor | None = None
     top_k: torch.Tensor | None = None
     top_p: torch.Tensor | None = None
