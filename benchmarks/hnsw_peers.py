@@ -1,8 +1,9 @@
 """The index beside hnswlib, faiss and usearch: recall@10 against queries per second, build, memory, first use.
 
 All libraries run in one process and take turns, round by round, so that neighbours on the machine hurt all alike. Times
-are process CPU time on one thread; with two threads (`threads`) they are wall time, ours against ours. Squared Euclidean
-distance, M 16, ef_construction 200; near-duplicates: M 8, ef_construction 100.
+are process CPU time on one thread; with two threads (`threads`) they are wall time, each library against itself, beside a
+control that shows whether two cores were free. Squared Euclidean distance, M 16, ef_construction 200; near-duplicates:
+M 8, ef_construction 100.
 
     python benchmarks/hnsw_peers.py                      everything (about 15 minutes on two cores)
     python benchmarks/hnsw_peers.py --only uniform       one part: a set, or memory, first-use, one-query, threads, simple
@@ -271,40 +272,70 @@ def spin(turns: int) -> float:
     return total
 
 
-def measure_threads(rounds: int) -> None:
-    """Two threads against one, wall time: building 20,000 points of `clusters`, and searching them.
+FREE = 1.8  # a control of this much and more: two cores were free
 
-    The control is arithmetic that shares nothing: what two threads can gain on this machine beside its other work.
+
+def found_free(tries: list[dict]) -> list[dict]:
+    """The tries whose controls before and after show two free cores."""
+    return [t for t in tries if min(t["controls"]) >= FREE]
+
+
+def measure_threads(rounds: int) -> None:
+    """Two threads against one, wall time, ours and hnswlib: building 20,000 points of `clusters`, and searching them.
+
+    The control is arithmetic that shares nothing: what two threads can gain on this machine beside its other work. It
+    runs before and after everything that is measured. Up to three times `rounds` are tried, until as many have found
+    two free cores; the others are in the JSON, too. On a busy machine, the CPU seconds still say what sharing costs.
     """
     X, Q = split("clusters")
     X = X[:20_000]
     Q = np.concatenate([Q, X[:4000]])
-    seconds = {(what, threads): [] for what in ("build", "search", "control") for threads in (1, 2)}
-    spin(10)
-    for _ in tqdm(range(rounds), desc="threads"):
-        made = {}
+    made: dict[tuple[str, int], Ours | Hnswlib] = {}
+
+    def compare(work) -> dict[str, float]:
+        seconds, cpu = [], []
         for threads in (1, 2):
-            start = time.perf_counter()
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(spin, [40_000_000 // threads] * threads))
-            seconds["control", threads].append(time.perf_counter() - start)
-        for threads in (1, 2):
-            start = time.perf_counter()
-            made[threads] = Ours(X, 16, 200, threads)
-            seconds["build", threads].append(time.perf_counter() - start)
-        for threads in (1, 2):
-            start = time.perf_counter()
-            made[threads].search(Q, 80)
-            seconds["search", threads].append(time.perf_counter() - start)
-    for what in ("build", "search", "control"):
+            start, cpu_start = time.perf_counter(), time.process_time()
+            work(threads)
+            seconds.append(time.perf_counter() - start)
+            cpu.append(time.process_time() - cpu_start)
+        return {"gain": seconds[0] / seconds[1], "cpu_ratio": cpu[1] / cpu[0]}
+
+    def control(threads: int) -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(spin, [10_000_000 // threads] * threads))
+
+    def build(peer: str, threads: int) -> None:
+        made[peer, threads] = LIBRARIES[peer](X, 16, 200, threads)
+
+    works = {}
+    for peer, prefix in (("ours", ""), ("hnswlib", "hnswlib-")):
+        works[prefix + "build"] = lambda threads, peer=peer: build(peer, threads)
+        works[prefix + "search"] = lambda threads, peer=peer: made[peer, threads].search(Q, 80)
+    for work in (spin, *works.values()):  # compiles, and starts the threads
+        work(1)
+        work(2)
+    tries: dict[str, list[dict]] = {what: [] for what in works}
+    before = compare(control)["gain"]
+    for _ in tqdm(range(3 * rounds), desc="threads"):
+        if all(len(found_free(tries[what])) >= rounds for what in works):
+            break
+        for what, work in works.items():
+            measured = compare(work)
+            after = compare(control)["gain"]
+            tries[what].append({**measured, "controls": [before, after]})
+            before = after
+    every = [t for of_one in tries.values() for t in of_one]
+    tries["control"] = [{"gain": sum(t["controls"]) / 2, "controls": t["controls"]} for t in every]
+    for what, of_one in tries.items():
         write(
             record(
                 "hnsw_threads",
                 engine=what,
                 metric="times as fast with two threads as with one, wall time",
-                samples=[a / b for a, b in zip(seconds[what, 1], seconds[what, 2])],
-                one_thread_seconds=seconds[what, 1],
-                two_thread_seconds=seconds[what, 2],
+                samples=[t["gain"] for t in found_free(of_one) or of_one],
+                rule=f"samples: the tries whose controls before and after are {FREE} or more; all where none is",
+                tries=of_one,
                 load_average=os.getloadavg()[0],
                 cores=os.cpu_count(),
                 workload={"set": "clusters", "n": len(X), "queries": len(Q), "ef": 80},
@@ -424,7 +455,11 @@ def summary(results: dict[tuple[str, str], dict]) -> dict:
     figures["memory_ratio"] = ratio("hnsw_memory", "ours", "hnswlib")
     figures["one_query_us"] = {peer: median_of("hnsw_one_query", peer) for peer in ("hnswlib", "ours")}
     figures["one_query_ratio"] = ratio("hnsw_one_query", "ours", "hnswlib")
-    figures["two_threads"] = {what: median_of("hnsw_threads", what) for what in ("build", "search", "control")}
+    threads = ("build", "search", "hnswlib-build", "hnswlib-search", "control")
+    figures["two_threads"] = {what: median_of("hnsw_threads", what) for what in threads}
+    tries = {what: results.get(("hnsw_threads", what), {}).get("tries", []) for what in ("build", "search")}
+    figures["two_threads_tries"] = {what: (len(found_free(t)), len(t)) for what, t in tries.items()}
+    figures["two_threads_cpu"] = {what: statistics.median(u["cpu_ratio"] for u in t) for what, t in tries.items() if t}
     figures["first_use_s"] = {state: median_of("hnsw_first_use", state) for state in ("cold", "cached")}
     figures["simple_slower_than_hnswlib"] = ratio("hnsw_simple", "hnswlib", "simple")
     return figures
@@ -466,14 +501,28 @@ def report(figures: dict) -> str:
         f"| {show(figures.get('lowest_recall_difference'), '{:+.4f}')} |",
         f"| memory a vector, ratio | .8 | {show(figures['memory_ratio'])} ({memory} bytes) |",
         f"| one-query call, ratio of times | .75 | {show(figures['one_query_ratio'])} |",
-        f"| two threads: build, search (control: arithmetic that shares nothing) | 1.9 "
-        f"| {show(two['build'])}, {show(two['search'])} ({show(two['control'])}) |",
+        f"| two threads: build, search (hnswlib; arithmetic that shares nothing) | 1.9 "
+        f"| {show(two['build'])}, {show(two['search'])} ({show(two['hnswlib-build'])}, "
+        f"{show(two['hnswlib-search'])}; {show(two['control'])}) |",
         f"| near-duplicates, M 8, ef 40: recall, reachable | .95, 99.9 % "
         f"| {show(near.get('recall_at_ef_40'), '{:.3f}')}, {show(near.get('reachable'), '{:.2%}')} |",
         f"| first use, cold and cached, CPU seconds | 8, 0.8 | {show(first['cold'])}, {show(first['cached'])} |",
         f"| HNSWSimple, times slower than hnswlib | 50 | {show(figures['simple_slower_than_hnswlib'], '{:.0f}')} |",
         "",
     ]
+    if cpu := figures["two_threads_cpu"]:
+        (free, tried), (free_search, _) = figures["two_threads_tries"].values()
+        lines += [
+            f"Two cores were free in {free} (build) and {free_search} (search) of {tried} tries, says arithmetic that "
+            f"shares nothing and gains {FREE} or more then.",
+            "The figures of two threads are the medians of these tries."
+            if free and free_search
+            else "Where they never were, the figure is the median of all tries: it says how busy the machine was, not "
+            "what a second thread gives.",
+            f"Busy or not, two threads need {cpu['build']:.2f} (build) and {cpu['search']:.2f} (search) times the CPU "
+            "seconds of one.",
+            "",
+        ]
     return "\n".join(lines)
 
 

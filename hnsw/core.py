@@ -104,6 +104,17 @@ def _bits_float(typingctx, value):
     return types.float32(types.int32), codegen
 
 
+@intrinsic
+def _take(typingctx, counter):
+    """counter[0], which becomes one more; of several threads that ask at once, each gets another number."""
+
+    def codegen(context, builder, signature, args):
+        struct = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.atomic_rmw("add", struct.data, context.get_constant(types.int64, 1), "monotonic")
+
+    return types.int64(counter), codegen
+
+
 @inlined
 def _prefetch_row(array, row):
     for column in range(0, min(array.shape[1], PREFETCH_LINES * LINE), LINE):
@@ -339,18 +350,21 @@ def _select(metric, vectors, keys, count, m, keep_pruned, chosen):
 
 
 @compiled
-def find_neighbours(graph, metric, entry, top, slots, first, last, ef_upper, ef, keep_pruned, starts, picks, scratch):
-    """Choose links for slots[first:last], which are new and not above layer `top`, in the graph as it is.
+def find_neighbours(graph, metric, entry, top, slots, counter, ef_upper, ef, keep_pruned, starts, picks, scratch):
+    """Choose links for `slots`, which are new and not above layer `top`, in the graph as it is.
 
-    Slots before them in `slots` are seen by comparing with each. Results go to picks[starts[i] + layer], -1 filled.
-    Reads the graph only, so that several threads may share a batch.
+    Slots before one in `slots` are seen by comparing with each. Results go to picks[starts[i] + layer], -1 filled.
+    Reads the graph only: threads that share a batch share `counter` (int64 (1,), 0 to begin with) and take turns.
     """
     vectors = graph.vectors
     m = graph.upper.shape[1]
     pool = np.empty(ef, np.int64)
     keys = np.empty(ef, np.int64)
     fresh = np.empty(graph.links0.shape[1], np.int64)
-    for i in range(first, last):
+    while True:
+        i = _take(counter)
+        if i >= slots.shape[0]:
+            break
         q = vectors[slots[i]]
         level = np.int64(graph.levels[slots[i]])
         slot = _descend(graph, metric, q, entry, top, level, ef_upper, scratch, fresh)

@@ -7,8 +7,8 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 import numpy as np
 from tqdm import tqdm
@@ -267,15 +267,17 @@ class Index:
         if top >= 0:
             # A node above the top layer has no neighbours there: search for it as if it ended at the top.
             g.levels[where] = np.minimum(levels, top)
-            shared = (g, self._metric, self._entry, top, slots)
+            place = (g, self._metric, self._entry, top, slots, np.zeros(1, dtype=np.int64))
             # More candidates than nodes change nothing and would take room.
             ef_upper, ef = min(self.ef_upper, self._used), min(self.ef_construction, self._used)
             settings = (ef_upper, ef, self.keep_pruned, starts, picks)
-            self._spread(
-                lambda first, last, scratch: core.find_neighbours(*shared, first, last, *settings, scratch),
-                count,
-                threads if count >= 16 else 1,
-            )
+
+            def find(part: int) -> None:
+                with self._scratch() as scratch:
+                    core.find_neighbours(*place, *settings, scratch)
+
+            several = threads if count >= 16 else 1
+            _run(find, several, several)
             g.levels[where] = levels
         core.set_links(g, slots, starts, picks)
         if threads > 1 and count >= 32:
@@ -823,28 +825,51 @@ def few(exist: int, ef: int, used: int) -> bool:
 def _run(work: Callable[[int], int | None], pieces: int, threads: int) -> list:
     """[work(0), ..., work(pieces - 1)], computed by `threads` threads, of which the caller's is one.
 
-    Also where it is interrupted, all have ended when it returns.
+    Also where it is interrupted, all have ended when it returns. A build calls this twice a batch: executors and their
+    futures would take a tenth of its time.
     """
     results: list = [None] * pieces
     todo = iter(range(pieces))  # one for all: under the GIL, each number goes to one of them
+    begun: list[None] = []
+    ended: list[BaseException | None] = []
+    bell: SimpleQueue = SimpleQueue()
+    own = None
 
     def take() -> None:
+        for i in todo:
+            results[i] = work(i)
+
+    def assist() -> None:
+        begun.append(None)
+        error = None
         try:
-            for i in todo:
-                results[i] = work(i)
-        except BaseException:
+            take()
+        except BaseException as caught:
+            error = caught
             for _ in todo:  # leave the others nothing
                 pass
-            raise
+        ended.append(error)
+        bell.put(None)
 
-    others = [_pool().submit(take) for _ in range(min(threads, pieces) - 1)]
     try:
+        for _ in range(min(threads, pieces) - 1):
+            _jobs().put(assist)
         take()
-    finally:
-        begun = [other for other in others if not other.cancel()]  # the rest found no free thread yet
-        wait(begun)
-    for other in begun:
-        other.result()
+    except BaseException as caught:
+        own = caught
+    while True:
+        try:
+            for _ in todo:  # nothing, unless this thread was interrupted
+                pass
+            while len(ended) < len(begun):  # who begins from here on finds nothing to do
+                with contextlib.suppress(Empty):
+                    bell.get(timeout=1)
+            break
+        except KeyboardInterrupt as caught:
+            own = caught
+    for error in (own, *ended):
+        if error is not None:
+            raise error
     return results
 
 
@@ -885,12 +910,20 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_workers: tuple[int, ThreadPoolExecutor] | None = None
+_servers: tuple[int, SimpleQueue] | None = None
 
 
-def _pool() -> ThreadPoolExecutor:
-    """The threads that all indexes of this process share; a forked child starts its own."""
-    global _workers
-    if _workers is None or _workers[0] != os.getpid():
-        _workers = (os.getpid(), ThreadPoolExecutor(max_workers=max(_cpus(), 8), thread_name_prefix="hnsw"))
-    return _workers[1]
+def _jobs() -> SimpleQueue:
+    """Where the threads that all indexes of this process share find work; a forked child starts its own."""
+    global _servers
+    if _servers is None or _servers[0] != os.getpid():
+        jobs: SimpleQueue = SimpleQueue()
+
+        def serve() -> None:
+            while True:
+                jobs.get()()
+
+        for i in range(max(_cpus(), 8)):
+            threading.Thread(target=serve, name=f"hnsw_{i}", daemon=True).start()
+        _servers = (os.getpid(), jobs)
+    return _servers[1]

@@ -1,5 +1,6 @@
 """The compiled index: the same graph as the readable one, for any number of threads; changes, masks, edges."""
 
+import _thread
 import threading
 import time
 
@@ -118,7 +119,8 @@ def test_pieces_of_work_are_all_done_and_none_waits_for_a_busy_pool():
         time.sleep(0.01)
         assert len(done) == ended < 3000
     free = threading.Event()
-    busy = [index_module._pool().submit(free.wait) for _ in range(index_module._pool()._max_workers)]
+    for _ in range(max(index_module._cpus(), 8)):
+        index_module._jobs().put(free.wait)  # all the shared threads are busy now
     try:
         result = []
         waiting = threading.Thread(target=lambda: result.append(index_module._run(lambda i: i, 4, 3)), daemon=True)
@@ -127,8 +129,25 @@ def test_pieces_of_work_are_all_done_and_none_waits_for_a_busy_pool():
         assert result == [[0, 1, 2, 3]]
     finally:
         free.set()
-        for future in busy:
-            future.result()
+
+
+def test_an_interrupt_waits_for_the_other_threads():
+    ended, begun = [], threading.Event()
+
+    def work(i):
+        if threading.current_thread() is threading.main_thread():
+            begun.wait(60)
+            return
+        begun.set()
+        time.sleep(0.2)
+        if not ended:
+            _thread.interrupt_main()  # the main thread has nothing left to do but wait
+        time.sleep(0.2)
+        ended.append(i)
+
+    with pytest.raises(KeyboardInterrupt):
+        index_module._run(work, 2, 2)
+    assert len(ended) == 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 10, 17, 127, 128, 129, 130, 145, 200, 400])
