@@ -8,7 +8,8 @@ In a guide
 * a code block that begins with ```` ```python run ```` is run; a ``text`` block right after it is what it prints. The blocks of
   a page share their names, in a process of their own.
 
-``python -m course.guides fill`` writes excerpts and outputs anew, ``python -m course.guides count`` says how much is checked.
+``python -m course.guides fill`` writes figures, excerpts and outputs anew (read the sentences around a figure that changed),
+``python -m course.guides count`` says how much is checked.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def fault_of(claim: Claim, scope: dict[str, Any]) -> str | None:
 
 
 def as_printed(value: float, figure: str) -> str:
-    """`value` in the form of `figure`: as many decimals, commas between thousands where it has them or could not."""
+    """`value` in the form of `figure`: as many decimals, and commas if it has some."""
     mantissa, e, exponent = figure.partition("e")
     decimals = len(mantissa.partition(".")[2])
     if e:
@@ -264,7 +265,18 @@ def skeleton(page: Path) -> dict[str, list[Any]]:
 
 
 def fill(text: str) -> str:
-    """The page with excerpts and outputs as they are now."""
+    """The page with figures, excerpts and outputs as they are now."""
+    scope = names(text)
+
+    def with_figure(found: re.Match[str]) -> str:
+        figure = FIGURE.search(found[1])
+        value = eval(found[2], scope)
+        if figure is None:
+            return found[0]
+        start, end = found.start(1) - found.start() + figure.start(1), found.start(1) - found.start() + figure.end(1)
+        return found[0][:start] + as_printed(value, figure[1]) + found[0][end:]
+
+    text = CLAIM.sub(with_figure, text)
     text = re.sub(
         r"<!-- excerpt: (\S+) (\S+) -->\n\n```python\n.*?^```$",
         lambda found: f"<!-- excerpt: {found[1]} {found[2]} -->\n\n```python\n{source_of(found[1], found[2])}```",

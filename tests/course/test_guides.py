@@ -90,6 +90,13 @@ def test_a_wrong_figure_is_found(page, wrong):
     assert bool(guides.fault_of(claim, guides.names(page))) == wrong
 
 
+def test_a_wrong_figure_is_filled():
+    page = "是**1,025**<!-- claim: 2**10 --> and 7 %, (0.3<!-- claim: 1 / 4 -->) and 3e-5<!-- claim: 1.4e-21 -->"
+    assert guides.fill(page) == (
+        "是**1,024**<!-- claim: 2**10 --> and 7 %, (0.2<!-- claim: 1 / 4 -->) and 1e-21<!-- claim: 1.4e-21 -->"
+    )
+
+
 def test_claims_use_what_the_page_imports():
     text = "<!-- claims use: import math; from course.kv_cache import GIB -->\n\n1,073,741,824<!-- claim: math.trunc(GIB) -->"
     (claim,) = guides.claims(text)
