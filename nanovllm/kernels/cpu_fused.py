@@ -23,7 +23,7 @@ def serves(x: torch.Tensor) -> bool:
     Large tensors are left to PyTorch where it has several threads.
     """
     return (
-        x.device.type == "cpu"
+        x.is_cpu
         and x.dtype == torch.float32
         and not x.requires_grad
         and (x.numel() < PARALLEL_FROM or torch.get_num_threads() == 1)
@@ -34,14 +34,16 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x (..., N), weight (N) -> x / sqrt(mean(x^2) + eps) * weight, contiguous."""
     x = x.contiguous()  # numba vectorizes only what it knows to be contiguous
     out = torch.empty_like(x)
-    rows = (x.numel() // len(weight), len(weight))
-    _rms_norm(x.view(rows).numpy(), weight.numpy(), np.float32(eps), out.view(rows).numpy())
+    weight = weight.numpy()
+    # NumPy's views cost less than PyTorch's, and around the few rows of a decode step views are most of the time.
+    rows = (x.numel() // weight.size, weight.size)
+    _rms_norm(x.numpy().reshape(rows), weight, np.float32(eps), out.numpy().reshape(rows))
     return out
 
 
 def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """x (T, heads, D) with cos and sin (T, 1, D/2) -> (T, heads, D), contiguous."""
-    out = x.new_empty(x.shape)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     _rotary(x.numpy(), cos.numpy(), sin.numpy(), out.numpy())
     return out
 
