@@ -62,7 +62,9 @@ class FakeModel:
         self.vocab_size = vocab_size
         self.cache: dict[int, Entry] = {}
 
-    def execute(self, batch: Batch) -> list[int | None]:
+    def execute(self, batch: Batch, in_flight: dict[int, int] | None = None) -> list[int | None]:
+        """`in_flight`: by seq_id, the tokens that the step before drew and that the sequences do not know yet."""
+        self.in_flight = in_flight or {}
         written: set[int] = set()
         for seq, num_new_tokens in batch.scheduled:
             self.write(seq, num_new_tokens, written)
@@ -71,6 +73,13 @@ class FakeModel:
             token_from(state, self.vocab_size) if entry.samples else None
             for entry, state in zip(batch.scheduled, states, strict=True)
         ]
+
+    def tokens(self, seq: Sequence) -> list[int]:
+        """The sequence's tokens and the one in flight, if it has one."""
+        if not seq.num_in_flight:
+            return seq.token_ids
+        assert seq.num_in_flight == 1
+        return [*seq.token_ids, self.in_flight[seq.seq_id]]
 
     def slot(self, seq: Sequence, position: int) -> int:
         size = self.block_manager.block_size
@@ -87,16 +96,17 @@ class FakeModel:
             assert block not in blocks.hash_of_block, f"{seq} writes block {block}, which is shared by its hash"
             written.add(slot)
             before = self.cache[self.slot(seq, position - 1)].state if position else 0
-            token = seq.token_ids[position]
+            token = self.tokens(seq)[position]
             self.cache[slot] = Entry(token, position, next_state(before, token))
 
     def read(self, seq: Sequence, num_new_tokens: int) -> int:
         """The state at the chunk's end, after checking every position that the chunk attends to."""
         end = seq.num_computed_tokens + num_new_tokens
-        states = states_of(seq.token_ids[:end])
+        token_ids = self.tokens(seq)[:end]
+        states = states_of(token_ids)
         for position in range(end):
             found = self.cache.get(self.slot(seq, position))
-            expected = Entry(seq.token_ids[position], position, states[position])
+            expected = Entry(token_ids[position], position, states[position])
             assert found == expected, f"{seq}, position {position}: the cache holds {found}, not {expected}"
         return states[-1]
 
@@ -223,3 +233,59 @@ class Engine:
     @property
     def num_preemptions(self) -> int:
         return sum(seq.num_preemptions for seq in self.sequences)
+
+
+class AheadEngine(Engine):
+    """Launches each step before the one before is booked, as the engine does on a GPU.
+
+    There, what a launched step reads and writes it does after all steps before it and before all after it, whatever the
+    host decides meanwhile. So the fake model computes a step at its launch, and only its tokens come later.
+    """
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        self.launched: list[tuple[Batch, list[int], list[int | None]]] = []
+
+    def step(self) -> Batch:
+        batch = self.scheduler.schedule()
+        self.check(batch)
+        if batch.scheduled:
+            self.steps.append(batch)
+            in_flight = {}
+            for last, _, tokens in self.launched:
+                in_flight = {seq.seq_id: token for (seq, _), token in zip(last.scheduled, tokens, strict=True)}
+            tokens = self.model.execute(batch, in_flight)
+            self.launched.append((batch, self.scheduler.advance(batch), tokens))
+        if len(self.launched) == 2 or (self.launched and not batch.scheduled):
+            self.book()
+        return batch
+
+    def book(self) -> None:
+        self.scheduler.book(*self.launched.pop(0))
+        for seq in self.scheduler.running:
+            assert seq.num_computed_tokens <= seq.num_tokens and 0 <= seq.num_in_flight <= 1
+        self.scheduler.check_integrity()
+
+    def check(self, batch: Batch) -> None:
+        scheduler = self.scheduler
+        assert batch.scheduled or self.launched or not scheduler.has_unfinished, (
+            "nothing goes on although requests wait"
+        )
+        assert len(scheduler.running) <= scheduler.max_num_seqs
+        assert batch.num_tokens <= scheduler.max_num_batched_tokens
+        for seq, num_new_tokens in batch.scheduled:
+            assert seq.status is SequenceStatus.RUNNING
+            assert seq.num_computed_tokens + num_new_tokens <= scheduler.max_model_len
+        scheduler.check_integrity()
+
+    def run(self) -> None:
+        """A request may cost a spare row, and one that is preempted with its last token in flight is computed again."""
+        while self.scheduler.has_unfinished:
+            assert len(self.steps) <= 4 * self.total_tokens + 4 * len(self.sequences)
+            self.step()
+        self.check_idle()
+
+    def check_idle(self) -> None:
+        while self.launched:
+            self.book()
+        super().check_idle()

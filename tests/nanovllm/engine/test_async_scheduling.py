@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
+from fake_model import AheadEngine
 from tiny import make_checkpoint, random_prompts
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.engine.sequence import FinishReason, SequenceStatus
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +129,93 @@ def test_a_step_that_fails_takes_its_own_requests_only(folder, monkeypatch):
         assert llm.take_output(second)["finish_reason"] == "error"
         assert len(llm.take_output(first)["token_ids"]) == 4
         assert llm.generate([[6, 7]], SamplingParams(max_tokens=3, ignore_eos=True), use_tqdm=False)[0]["token_ids"]
+
+
+# What may go wrong between launch and booking, on the shadow KV cache: it notices a wrong slot, block or share
+
+
+def test_a_sequence_is_preempted_with_its_token_in_flight():
+    engine = AheadEngine(num_blocks=8, block_size=2)
+    old, new = engine.add([1] * 4, max_tokens=10), engine.add([2] * 3, max_tokens=10)
+    while not new.num_preemptions:
+        known = len(new.token_ids)
+        engine.step()
+    assert new.status is SequenceStatus.PREEMPTED and new.block_table == []
+    assert len(new.token_ids) == known + 1  # the token that was in flight was booked after its blocks were gone
+    engine.run()
+    assert old.num_preemptions == 0
+    engine.check_outputs()
+
+
+def test_blocks_are_handed_out_while_a_launched_step_has_yet_to_write_to_them():
+    """The first request stops; a spare row for it is on its way when its blocks go to the next one."""
+    probe = AheadEngine(num_blocks=4, block_size=2)
+    probe.add([1, 2, 3], max_tokens=2)
+    probe.run()
+    stop = probe.sequences[0].token_ids[-1]
+    engine = AheadEngine(num_blocks=3, block_size=2, max_num_seqs=1, enable_prefix_caching=False)
+    first = engine.add([1, 2, 3], max_tokens=3, stop_token_ids=[stop])
+    second = engine.add([9, 8, 7, 6], max_tokens=2)
+    while not first.is_finished:
+        engine.step()
+    spare, _, _ = engine.launched[0]
+    assert [seq for seq, _ in spare.scheduled] == [first]
+    blocks = list(engine.blocks.free_blocks)
+    assert len(blocks) == 3  # all are free again, that of the spare row too
+    engine.step()
+    assert second.block_table and set(second.block_table) <= set(blocks)
+    engine.run()
+    assert first.finish_reason is FinishReason.STOP
+    engine.check_outputs()
+
+
+def test_a_prefix_is_shared_whose_last_token_was_in_flight():
+    """The block that a launched step fills is registered once its tokens are known, and hit by the next step."""
+    engine = AheadEngine(num_blocks=16, block_size=4)
+    first = engine.add([1, 2], max_tokens=9)
+    while first.num_completion_tokens < 2:
+        engine.step()
+    assert first.num_computed_tokens == 4 == len(first.token_ids)  # the launched step computes the second token drawn
+    second = engine.add([*first.token_ids, 5], max_tokens=3)
+    engine.step()
+    assert second.num_cached_tokens == 4 and second.block_table[0] == first.block_table[0]
+    engine.run()
+    engine.check_outputs()
+
+
+def test_no_step_is_launched_for_a_token_after_the_last():
+    """Length is known before the token is: only an end that depends on the token costs a spare row."""
+    engine = AheadEngine(num_blocks=16, block_size=4)
+    engine.add([1, 2, 3], max_tokens=5)
+    engine.run()
+    assert [batch.num_tokens for batch in engine.steps] == [3, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("enable_prefix_caching", [True, False])
+def test_a_thousand_requests_launched_ahead_with_random_aborts_end_with_every_block_free(enable_prefix_caching):
+    draw = random.Random(1)
+    engine = AheadEngine(
+        num_blocks=24,
+        block_size=4,
+        max_num_seqs=12,
+        max_num_batched_tokens=48,
+        vocab_size=50,
+        eos_token_ids=[0],
+        enable_prefix_caching=enable_prefix_caching,
+    )
+    prefixes = [[draw.randrange(50) for _ in range(draw.randint(1, 30))] for _ in range(10)]
+    in_flight_aborted = 0
+    while len(engine.sequences) < 1000 or engine.scheduler.has_unfinished:
+        for _ in range(draw.randint(0, min(6, 1000 - len(engine.sequences)))):
+            prompt = draw.choice(prefixes) + [draw.randrange(50) for _ in range(draw.randint(0, 8))]
+            engine.add(prompt, max_tokens=draw.randint(1, 24), ignore_eos=draw.random() < 0.3)
+        live = [*engine.scheduler.waiting, *engine.scheduler.running]
+        if live and draw.random() < 0.3:
+            victim = draw.choice(engine.scheduler.running or live)
+            in_flight_aborted += victim.num_in_flight
+            engine.abort(victim)
+        engine.step()
+    engine.check_idle()
+    engine.check_outputs()
+    assert engine.num_preemptions >= 100 and in_flight_aborted >= 50
+    assert not enable_prefix_caching or sum(seq.num_cached_tokens or 0 for seq in engine.sequences) >= 2000

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_model import PROPERTY, Engine
+from fake_model import PROPERTY, AheadEngine, Engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -24,11 +24,11 @@ EOS = 0
 
 
 @st.composite
-def engines(draw: st.DrawFn) -> Engine:
+def engines(draw: st.DrawFn, kind: type[Engine] = Engine) -> Engine:
     block_size = draw(st.integers(1, 5))
     num_blocks = draw(st.integers(2, 12).filter(lambda n: n * block_size >= 3))
     max_num_seqs = draw(st.integers(1, 6))
-    return Engine(
+    return kind(
         num_blocks=num_blocks,
         block_size=block_size,
         max_num_seqs=max_num_seqs,
@@ -64,6 +64,24 @@ def test_property_same_tokens_whatever_the_pool_the_budget_and_the_cache(data):
         assert len(engine.steps) < engine.total_tokens
         engine.step()
     engine.check_idle()
+    engine.check_outputs()
+
+
+@PROPERTY
+@given(st.data())
+def test_property_same_tokens_when_each_step_is_launched_before_the_last_is_booked(data):
+    """Requests come, are aborted, stop and are preempted while their tokens are in flight; prefixes are shared meanwhile."""
+    engine = data.draw(engines(AheadEngine))
+    for _ in range(data.draw(st.integers(1, 10))):
+        engine.add(**draw_request(data.draw, engine.scheduler.max_model_len))
+        for _ in range(data.draw(st.integers(0, 3))):
+            engine.step()
+    aborts = data.draw(st.dictionaries(st.integers(0, 30), st.integers(0, len(engine.sequences) - 1), max_size=4))
+    for number in range(max(aborts, default=0) + 1):
+        if number in aborts:
+            engine.abort(engine.sequences[aborts[number]])
+        engine.step()
+    engine.run()
     engine.check_outputs()
 
 
