@@ -150,16 +150,21 @@ def transformers_bfloat16(machine: Machine, exact: list[RequestOutput]) -> dict[
 
 
 def graphs_agree(machine: Machine) -> dict[str, Any] | None:
-    """Steps replayed as graphs draw the tokens of eager ones. None where there is no GPU."""
+    """Steps replayed as graphs, in turn and ahead, draw the tokens of eager ones. None where there is no GPU."""
     if machine.device != "cuda":
         return None
     found = {}
     for backend, dtype in [("triton", "float32")] + [("flash_attn", "float16")] * machine.has_flash_attn:
-        eager, graphs = (
-            greedy(machine, attention_backend=backend, dtype=dtype, enforce_eager=eager) for eager in (True, False)
-        )
-        found[f"{backend} {dtype}"] = same(machine, eager, graphs, dtype)
+        settings = {"attention_backend": backend, "dtype": dtype}
+        expected = greedy(machine, enforce_eager=True, async_scheduling=False, **settings)
+        for eager, ahead in [(True, True), (False, False), (False, True)]:
+            got = greedy(machine, enforce_eager=eager, async_scheduling=ahead, **settings)
+            found[f"{backend} {dtype} {mode(eager, ahead)}"] = same(machine, expected, got, dtype)
     return found
+
+
+def mode(eager: bool, ahead: bool) -> str:
+    return f"{'eager' if eager else 'graphs'} {'ahead' if ahead else 'in turn'}"
 
 
 def ranks_agree(machine: Machine) -> dict[str, Any] | None:
@@ -172,23 +177,28 @@ def ranks_agree(machine: Machine) -> dict[str, Any] | None:
 
 
 def soak_agrees(machine: Machine) -> dict[str, Any]:
-    """Random requests under every pressure draw what each draws alone."""
-    groups = [(Load(machine.requests), "float32", machine.backends[::-1])]
-    if machine.has_flash_attn:
-        groups.append((Load(machine.requests, block_size=256), "float16", ["flash_attn"]))
+    """Random requests under every pressure draw what each draws alone.
+
+    Requests that look back at their tokens take one step at a time, so those without them are a load of their own.
+    """
+    kinds = [("float32", machine.backends[::-1], 16)] + [("float16", ["flash_attn"], 256)] * machine.has_flash_attn
     found, wrong = {}, []
-    for load, dtype, names in groups:
+    for (dtype, names, block_size), looks_back in itertools.product(kinds, (True, False)):
+        load = Load(machine.requests, block_size=block_size, looks_back=looks_back)
         common = {"device": machine.device, "dtype": dtype}
         soak = Soak(load, attention_backend=names[0], **common)
         for backend in names:
-            modes = (False, True) if machine.device == "cuda" and backend != "reference" else (True,)
-            for eager in modes:
-                report = soak.run(attention_backend=backend, enforce_eager=eager, **common)
-                name = f"{backend} {dtype} {'eager' if eager else 'graphs'}"
+            eager_modes = (True, False) if machine.device == "cuda" and backend != "reference" else (True,)
+            for eager, ahead in itertools.product(eager_modes, (False,) if looks_back else (False, True)):
+                settings = {"attention_backend": backend, "enforce_eager": eager, "async_scheduling": ahead}
+                report = soak.run(**settings, **common)
+                name = f"{backend} {dtype} {mode(eager, ahead)}{' looking back' if looks_back else ''}"
                 found[name] = report.counts()
                 wrong += [f"{name}: {line}" for line in report.wrong]
                 if report.requests >= 1000:
                     wrong += [f"{name}: no {kind}" for kind in report.unpressed()]
+                    if ahead and report.steps_ahead < report.steps / 2:
+                        wrong.append(f"{name}: {report.steps_ahead} of {report.steps} steps were launched ahead")
     if wrong:
         raise Disagreement("; ".join(wrong[:3]) + f" ({len(wrong)} in all)")
     return found
@@ -232,7 +242,7 @@ def main() -> int:
         print(f"{name:10}{part['status']:10}{part['seconds']:8.1f} s", flush=True)
         rows = part["found"].items() if isinstance(part["found"], dict) else []
         for row, numbers in rows:
-            print(f"  {row:28}" + ", ".join(f"{key} {value}" for key, value in numbers.items()), flush=True)
+            print(f"  {row:44}" + ", ".join(f"{key} {value}" for key, value in numbers.items()), flush=True)
         if isinstance(part["found"], str):
             print(part["found"], flush=True)
     result = record(

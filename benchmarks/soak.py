@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -49,14 +49,17 @@ class Load:
         num_blocks: of the pool, fewer than the running sequences want.
         max_num_seqs: most sequences at once.
         longest_output: most tokens that a request may ask for; most ask for a few.
+        looks_back: whether some requests penalize or ask for log probabilities. The engine takes one step at a time for
+            those, so only a load without them is served by steps that are launched ahead.
         seed: of the requests, their arrival and their aborts.
     """
 
     requests: int
     block_size: int = 16
-    num_blocks: int = 22
+    num_blocks: int = 20
     max_num_seqs: int = 20
     longest_output: int = 24
+    looks_back: bool = True
     seed: int = 0
 
     @property
@@ -131,7 +134,7 @@ def make_requests(load: Load, tokenizer: Any, vocab_size: int) -> list[Request]:
 
 def _params(load: Load, rng: random.Random, words: list[int]) -> SamplingParams:
     wanted: dict[str, Any] = {
-        "max_tokens": rng.randint(1, load.longest_output) if rng.random() < 0.08 else rng.randint(1, 5),
+        "max_tokens": rng.randint(1, load.longest_output) if rng.random() < 0.2 else rng.randint(1, 5),
         "ignore_eos": rng.random() < 0.2,
     }
     if rng.random() < 0.35:
@@ -144,9 +147,9 @@ def _params(load: Load, rng: random.Random, words: list[int]) -> SamplingParams:
             wanted["top_p"] = rng.choice((0.3, 0.9, 0.99))
         if rng.random() < 0.2:
             wanted["min_p"] = rng.choice((0.02, 0.2))
-    if rng.random() < 0.15:
+    if load.looks_back and rng.random() < 0.15:
         wanted["repetition_penalty"] = rng.choice((0.9, 1.2, 2.0))
-    if rng.random() < 0.15:
+    if load.looks_back and rng.random() < 0.15:
         wanted |= {"presence_penalty": rng.choice((-0.5, 1.0)), "frequency_penalty": rng.choice((0.0, 0.7))}
     if rng.random() < 0.15:
         wanted["stop"] = rng.sample(STOPS, rng.randint(1, 3))
@@ -154,7 +157,7 @@ def _params(load: Load, rng: random.Random, words: list[int]) -> SamplingParams:
         wanted["stop_token_ids"] = rng.sample(words, 6)
     if rng.random() < 0.12:
         wanted["n"] = rng.randint(2, 3)
-    if rng.random() < 0.12:
+    if load.looks_back and rng.random() < 0.12:
         wanted["logprobs"] = rng.randint(0, 5)
     return SamplingParams(**wanted)
 
@@ -172,24 +175,41 @@ def run_alone(llm: LLM, requests: list[Request]) -> list[RequestOutput]:
     return [known[request] for request in requests]
 
 
-def run_together(llm: LLM, requests: list[Request], seed: int) -> list[RequestOutput]:
-    """Adds, aborts and steps at random until all are done; about one in twenty is aborted."""
+class Steps(NamedTuple):
+    """How many steps there were, how many of decodes only (a graph's), and how many with another one launched ahead."""
+
+    all: int
+    decodes_only: int
+    ahead: int
+
+
+def run_together(llm: LLM, requests: list[Request], seed: int) -> tuple[list[RequestOutput], Steps]:
+    """Adds, aborts and steps at random until all are done; about one in twenty is aborted.
+
+    Requests come in bursts: between two of them all that run decode, and only then does a graph serve the step.
+    """
     rng = random.Random(seed)
     outputs: list[RequestOutput | None] = [None] * len(requests)
     live: dict[int, int] = {}  # request id: index
-    come = 0
+    come = num_steps = decodes_only = ahead = 0
     while come < len(requests) or live:
-        while come < len(requests) and len(live) < 40 and rng.random() < 0.75:
+        burst = rng.randint(1, 24) if not live or rng.random() < 0.15 else 0
+        while burst and come < len(requests) and len(live) < 40:
             live[llm.add_request(list(requests[come].prompt), requests[come].params)] = come
             come += 1
-        if live and rng.random() < 0.12:
+            burst -= 1
+        if live and rng.random() < 0.05:
             victim = rng.choice(list(live))
             llm.abort(victim)
             outputs[live.pop(victim)] = llm.take_output(victim)
-        for finished in llm.step().finished:
+        step = llm.step()
+        num_steps += 1
+        decodes_only += bool(step.num_decode_tokens and not step.num_prefill_tokens)
+        ahead += bool(step.num_decode_tokens and llm._in_flight)
+        for finished in step.finished:
             if finished.request_id in live:
                 outputs[live.pop(finished.request_id)] = llm.take_output(finished.request_id)
-    return outputs
+    return outputs, Steps(num_steps, decodes_only, ahead)
 
 
 @dataclass
@@ -201,6 +221,7 @@ class Report:
         prefix_hits: sequences that found some of their prompt in the cache.
         chunked: sequences whose prompt took more than one step.
         stopped, reached_max_model_len: sequences that ended so.
+        steps, decode_steps, steps_ahead: as in Steps.
         explained: sequences that took another token than alone where float64 sees a tie.
         wrong: what cannot be explained, one line each.
     """
@@ -214,12 +235,15 @@ class Report:
     chunked: int = 0
     stopped: int = 0
     reached_max_model_len: int = 0
+    steps: int = 0
+    decode_steps: int = 0
+    steps_ahead: int = 0
     explained: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     def unpressed(self) -> list[str]:
         """Kinds of pressure that the soak did not reach."""
-        kinds = ("aborted", "preemptions", "prefix_hits", "chunked", "stopped", "reached_max_model_len")
+        kinds = ("aborted", "preemptions", "prefix_hits", "chunked", "stopped", "reached_max_model_len", "decode_steps")
         return [kind for kind in kinds if not getattr(self, kind)]
 
     def counts(self) -> dict[str, int]:
@@ -374,6 +398,8 @@ class Soak:
     def run(self, **settings: Any) -> Report:
         """Serves them all under pressure, and compares. The engine must be idle and whole afterwards."""
         with LLM(self.folder, **self.load.engine(), **settings) as llm:
-            together = run_together(llm, self.requests, self.load.seed)
+            together, steps = run_together(llm, self.requests, self.load.seed)
             check_idle(llm)
-        return compare(self.requests, self.alone, together, self.load, self.oracle)
+        report = compare(self.requests, self.alone, together, self.load, self.oracle)
+        report.steps, report.decode_steps, report.steps_ahead = steps
+        return report

@@ -1,11 +1,10 @@
-"""Buckets and padding of the decode graphs, without a GPU: a fake graph runs the recorded function at replay."""
+"""Buckets and padding of the decode graphs, without a GPU (fake_graphs.py)."""
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
+from fake_graphs import recorder, with_fake_graphs
 from tiny import make_checkpoint, random_prompts
 
 from nanovllm import LLM, SamplingParams
@@ -25,47 +24,6 @@ def test_every_batch_has_the_smallest_bucket_that_holds_it(most):
         assert size == min(s for s in sizes if s >= num_seqs)
         assert size - num_seqs <= (7 if num_seqs <= 64 else 15 if num_seqs <= 256 else 63)
     assert bucket_for(most + 1, sizes) is None
-
-
-class FakeGraph:
-    """Keeps the recorded call, and makes it again on whatever the static tensors hold: what a real graph does."""
-
-    recording: FakeGraph | None = None
-
-    def pool(self):
-        return "pool"
-
-    def replay(self):
-        self.logits.copy_(self.step(self.size))
-
-
-@pytest.fixture
-def fake_cuda(monkeypatch):
-    pools = []
-
-    @contextlib.contextmanager
-    def graph(fake, pool):
-        pools.append(pool)
-        FakeGraph.recording = fake
-        yield
-        FakeGraph.recording = None
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "graph", graph)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    return pools
-
-
-def recorder(step):
-    """`step`, which hands itself to the graph that is being recorded."""
-
-    def call(size):
-        logits = step(size)
-        if FakeGraph.recording:
-            FakeGraph.recording.step, FakeGraph.recording.size, FakeGraph.recording.logits = step, size, logits
-        return logits
-
-    return call
 
 
 def test_the_smallest_graph_that_holds_the_batch_is_replayed(fake_cuda):
@@ -147,22 +105,10 @@ def mixed_requests() -> list[SamplingParams]:
     ]
 
 
-def with_fake_graphs(llm, monkeypatch):
-    """Turns the decode graphs of an engine on the CPU on. Returns a list that grows by one a replay."""
-    runner = llm.model_runner
-    runner.rows = DecodeRows(llm.config.max_num_seqs, runner.max_model_len, runner.block_size, runner.device)
-    runner.graphs = DecodeGraphs(recorder(runner._decode_rows), bucket_sizes(llm.config.max_num_seqs))
-    runner.graphs.record()
-    replays = []
-    replay = runner.graphs.replay
-    monkeypatch.setattr(runner.graphs, "replay", lambda num_seqs: replays.append(num_seqs) or replay(num_seqs))
-    return replays
-
-
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize(("max_num_seqs", "num_blocks"), [(3, 7), (20, 14)])
 @pytest.mark.parametrize("mode", [*MODES, "mixed"])
-def test_tokens_equal_eager_s(tmp_path, fake_cuda, monkeypatch, max_num_seqs, num_blocks, ahead, mode):
+def test_tokens_equal_eager_s(tmp_path, fake_cuda, max_num_seqs, num_blocks, ahead, mode):
     """The whole engine with fake graphs on the CPU, where contexts of length 0 are served by the numba backend."""
     folder = make_checkpoint(tmp_path)
     prompts = random_prompts(9, 2, 50, seed=6)
@@ -174,7 +120,7 @@ def test_tokens_equal_eager_s(tmp_path, fake_cuda, monkeypatch, max_num_seqs, nu
     with LLM(folder, **settings) as llm:
         expected = llm.generate(prompts, params, use_tqdm=False)
     with LLM(folder, **settings, async_scheduling=ahead) as llm:
-        replays = with_fake_graphs(llm, monkeypatch)
+        replays = with_fake_graphs(llm)
         outputs = llm.generate(prompts, params, use_tqdm=False)
         llm.scheduler.check_integrity()
         assert llm.scheduler.block_manager.num_free_blocks == num_blocks
@@ -191,7 +137,7 @@ def test_only_the_rows_that_the_step_cannot_draw_are_drawn_again(tmp_path, fake_
     """One request that filters must not have a whole batch's logits sorted."""
     params = [SamplingParams(max_tokens=8, seed=i, ignore_eos=True, top_k=5 if i == 2 else 0) for i in range(6)]
     with LLM(make_checkpoint(tmp_path)) as llm:
-        replays = with_fake_graphs(llm, monkeypatch)
+        replays = with_fake_graphs(llm)
         again = []
         drawn = llm.model_runner._sample
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_graphs import with_fake_graphs
 
 from course.recorded import faults
 from nanovllm import LLM
@@ -32,17 +33,17 @@ ON_GPU = {"device": "cuda", "dtype": "float32"}
 
 
 @functools.cache
-def cpu_soak() -> Soak:
-    return Soak(Load(REQUESTS), attention_backend="numba", **ON_CPU)
+def cpu_soak(looks_back: bool = True) -> Soak:
+    return Soak(Load(REQUESTS, looks_back=looks_back), attention_backend="numba", **ON_CPU)
 
 
 @functools.cache
-def gpu_soak(backend: str) -> Soak:
+def gpu_soak(backend: str, looks_back: bool) -> Soak:
     # flash-attn takes only half precision and blocks of 256; float16 rounds finer than bfloat16, so fewer ties differ.
     if backend == "flash_attn":
-        load = Load(REQUESTS, block_size=256)
+        load = Load(REQUESTS, block_size=256, looks_back=looks_back)
         return Soak(load, device="cuda", dtype="float16", attention_backend=backend)
-    return Soak(Load(REQUESTS), attention_backend="triton", **ON_GPU)
+    return Soak(Load(REQUESTS, looks_back=looks_back), attention_backend="triton", **ON_GPU)
 
 
 def check(report: soak_module.Report, most_ties: int) -> None:
@@ -57,6 +58,35 @@ def test_two_thousand_requests_on_the_cpu(backend):
     assert report.requests == REQUESTS
     check(report, most_ties=3)
     assert report.preemptions >= 10 and report.prefix_hits >= 200 and report.chunked >= 40
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+def test_two_thousand_requests_launched_ahead(backend):
+    report = cpu_soak(looks_back=False).run(attention_backend=backend, async_scheduling=True, **ON_CPU)
+    assert report.requests == REQUESTS
+    check(report, most_ties=3)
+    assert report.preemptions >= 10 and report.prefix_hits >= 200 and report.chunked >= 40
+    assert report.steps_ahead > 0.9 * report.steps
+
+
+@pytest.mark.parametrize("looks_back", [True, False])
+def test_requests_through_fake_graphs(looks_back, fake_cuda, monkeypatch):
+    """Decode rows on the CPU: looking back in turn, else ahead. Their kernels take a while under the interpreter."""
+    replays = []
+
+    def make_llm(*args, **settings):
+        llm = LLM(*args, **settings)
+        replays.append(with_fake_graphs(llm))
+        return llm
+
+    few = copy.copy(cpu_soak(looks_back))
+    few.requests, few.alone = few.requests[:400], few.alone[:400]
+    monkeypatch.setattr(soak_module, "LLM", make_llm)
+    report = few.run(attention_backend="numba", async_scheduling=not looks_back, **ON_CPU)
+    assert report.wrong == [] and len(report.explained) <= 1
+    assert report.preemptions and report.prefix_hits and report.stopped and report.aborted
+    assert len(replays[0]) >= report.decode_steps > 30
+    assert looks_back or report.steps_ahead > 0.9 * report.steps
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -75,17 +105,19 @@ def test_eight_requests_through_the_triton_interpreter():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("looks_back", [True, False], ids=["in_turn", "ahead"])
 @pytest.mark.parametrize("enforce_eager", [False, True], ids=["graphs", "eager"])
 @pytest.mark.parametrize("backend", ["triton", "flash_attn", "reference"])
-def test_two_thousand_requests_on_the_gpu(backend, enforce_eager):
+def test_two_thousand_requests_on_the_gpu(backend, enforce_eager, looks_back):
     if backend == "flash_attn":
         pytest.importorskip("flash_attn", reason="flash-attn is not installed")
     if backend == "reference" and not enforce_eager:
         pytest.skip("the reference backend has no graphs")
     settings = {"device": "cuda", "attention_backend": backend, "enforce_eager": enforce_eager}
     dtype = "float16" if backend == "flash_attn" else "float32"
-    report = gpu_soak(backend).run(dtype=dtype, **settings)
+    report = gpu_soak(backend, looks_back).run(dtype=dtype, **settings)
     check(report, most_ties=3 if dtype == "float32" else REQUESTS // 10)
+    assert looks_back or report.steps_ahead > 0.9 * report.steps
 
 
 @functools.cache
@@ -153,7 +185,7 @@ def test_the_gpu_script_runs_on_a_cpu(script, capsys):
     assert faults(result()) == []
     statuses = {name: part["status"] for name, part in result()["parts"].items()}
     assert statuses == {"backends": "agree", "graphs": "not run", "ranks": "agree", "soak": "agree"}
-    assert "numba float32 eager" in capsys.readouterr().out
+    assert "numba float32 eager ahead" in capsys.readouterr().out
 
 
 def test_the_gpu_script_goes_on_after_a_failure_and_exits_with_1(script, monkeypatch, capsys):
