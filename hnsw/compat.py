@@ -83,10 +83,12 @@ class _Base:
     def _labels(self, ids, count: int) -> np.ndarray | None:
         if ids is None:
             return None
-        ids = np.asarray(ids)
+        ids = np.atleast_1d(ids)
         if ids.dtype.kind == "f" and (ids == np.floor(ids)).all():  # hnswlib converts any number
             ids = ids.astype(np.int64)
-        return check_ids(ids, count)
+        if ids.shape != (count,):
+            raise RuntimeError(f"ids must have shape ({count},), not {ids.shape}")
+        return check_ids(ids)
 
     def _rows(self, data) -> np.ndarray:
         rows = np.asarray(data)
@@ -117,7 +119,8 @@ class _Base:
         index = _Index._from_parts(header, arrays, str(path), self._dim, self._space, kind)
         count = len(index) + index.deleted_count
         self._index = index
-        self._max_elements = max(max_elements or header.get("max_elements", count), count)
+        # As in hnswlib, the file's own value where the given one is too small.
+        self._max_elements = max(max_elements if max_elements >= count else header.get("max_elements", count), count)
         return header
 
 

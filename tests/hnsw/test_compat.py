@@ -321,6 +321,10 @@ def test_saving_unfilled_room_keeps_it(library, tmp_path):
     again.load_index(path)
     again.add_items(X[200:])
     again.set_ef(100)
+    for asked, room in ((0, 400), (100, 400), (300, 300), (900, 900)):  # too small is the file's own
+        other = library.Index("l2", 16)
+        other.load_index(path, max_elements=asked)
+        assert other.max_elements == room
     assert (again.knn_query(X, k=1)[0][:, 0] == np.arange(400)).mean() > 0.995
 
 
@@ -375,6 +379,8 @@ def test_labels_may_be_one_number_or_whole_floats(library):
     index.init_index(9)
     index.add_items(X[0], 7)
     index.add_items(X[1:3], np.array([3.0, 4.0]))
+    with pytest.raises(RuntimeError):
+        index.add_items(X[:3], [1, 2])
     assert sorted(index.get_ids_list()) == [3, 4, 7]
     assert np.array_equal(index.get_items([7, 4]), X[[0, 2]])
 
