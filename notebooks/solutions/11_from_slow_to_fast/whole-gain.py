@@ -1,0 +1,5 @@
+def faster(parts, part, factor):
+    """{name: ms}, a name, a number -> (new ms of the step, its gain)."""
+    before = sum(parts.values())
+    after = before - parts[part] + parts[part] / factor
+    return after, before / after
