@@ -101,14 +101,16 @@ def places(table: Tensor, length: int, block_size: int) -> tuple[Tensor, Tensor]
 
 
 def in_float64(case: Case) -> Tensor:
-    """What every kernel must give, (B, H, D) in float64 on the CPU: one sequence, one head, one softmax at a time."""
-    q, cache, tables = case.q.double().cpu(), case.cache.double().cpu(), case.tables.cpu()
+    """What every kernel must give, (B, H, D) in float64 on the CPU."""
+    q, cache = case.q.double().cpu(), case.cache.double().cpu()
+    tables = case.tables.cpu()
     group = q.shape[1] // cache.shape[2]
     out = torch.empty_like(q)
     for b, length in enumerate(case.lengths.tolist()):
         blocks, slots = places(tables[b], length, cache.shape[3])
         for h in range(q.shape[1]):
-            keys, values = cache[blocks, 0, h // group, slots], cache[blocks, 1, h // group, slots]
+            keys = cache[blocks, 0, h // group, slots]
+            values = cache[blocks, 1, h // group, slots]
             out[b, h] = (keys @ q[b, h] * case.scale).softmax(0) @ values
     return out
 
@@ -126,6 +128,7 @@ def show_source(*functions: Any) -> None:
     from IPython.display import display
 
     text = "\n\n".join(inspect.getsource(getattr(function, "fn", function)).rstrip() for function in functions)
+    text = text.replace("  # fmt: skip", "")
     display({"text/plain": text, "text/markdown": f"```python\n{text}\n```"}, raw=True)
 
 
@@ -133,12 +136,13 @@ def show_source(*functions: Any) -> None:
 
 
 def gather(case: Case) -> Tensor:
-    """Step 0: copy each sequence's blocks into a row of memory, then let PyTorch attend."""
+    """Step 0: copy each sequence's keys and values, then let PyTorch attend."""
     out = torch.empty_like(case.q)
     group = case.q.shape[1] // case.cache.shape[2]
     for b, length in enumerate(case.lengths.tolist()):
         blocks, slots = places(case.tables[b], length, case.cache.shape[3])
-        keys, values = case.cache[blocks, :, :, slots].repeat_interleave(group, 2).unbind(1)  # two of (length, H, D)
+        rows = case.cache[blocks, :, :, slots]  # (length, 2, KV, D)
+        keys, values = rows.repeat_interleave(group, 2).unbind(1)  # two of (length, H, D)
         weights = (torch.einsum("hd,thd->ht", case.q[b], keys) * case.scale).softmax(-1)
         out[b] = torch.einsum("ht,thd->hd", weights, values)
     return out
@@ -150,7 +154,8 @@ def gather(case: Case) -> Tensor:
 @triton.jit
 def whole_kernel(
     q, cache, tables, lengths, out, scale, table_stride,
-    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr, CONTEXT: tl.constexpr,
+    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, CONTEXT: tl.constexpr,
 ):  # fmt: skip
     seq = tl.program_id(0)
     head = tl.program_id(1)
@@ -158,13 +163,15 @@ def whole_kernel(
     dims = tl.arange(0, D)
     query = tl.load(q + (seq * H + head) * D + dims).to(tl.float32)
 
-    positions = tl.arange(0, CONTEXT)  # a power of two: the length is rounded up and masked
+    positions = tl.arange(0, CONTEXT)  # a power of two, masked
     valid = positions < tl.load(lengths + seq)
-    blocks = tl.load(tables + seq * table_stride + positions // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
-    key_rows = (blocks * 2 * KV + kv_head) * BLOCK_SIZE + positions % BLOCK_SIZE
-    value_rows = key_rows + KV * BLOCK_SIZE
-    keys = tl.load(cache + key_rows[:, None] * D + dims[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
-    values = tl.load(cache + value_rows[:, None] * D + dims[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+    entries = tables + seq * table_stride + positions // BLOCK_SIZE
+    blocks = tl.load(entries, mask=valid, other=0).to(tl.int64)
+    rows = (blocks * 2 * KV + kv_head) * BLOCK_SIZE + positions % BLOCK_SIZE
+    place = cache + rows[:, None] * D + dims[None, :]
+    mask = valid[:, None]
+    keys = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    values = tl.load(place + KV * BLOCK_SIZE * D, mask=mask, other=0.0).to(tl.float32)
 
     scores = tl.where(valid, tl.sum(keys * query[None, :], 1) * scale, float("-inf"))
     weights = tl.exp(scores - tl.max(scores, 0))
@@ -190,7 +197,8 @@ def whole(case: Case) -> Tensor:
 @triton.jit
 def online_kernel(
     q, cache, tables, lengths, out, scale, table_stride,
-    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
+    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     seq = tl.program_id(0)
     head = tl.program_id(1)
@@ -203,13 +211,15 @@ def online_kernel(
     norm = 0.0  # the sum of exp(score - top)
     acc = tl.zeros([D], tl.float32)  # the sum of exp(score - top) * value
     for first in range(0, length, TILE):
-        block = tl.load(tables + seq * table_stride + first // BLOCK_SIZE).to(tl.int64)  # a tile lies in one block
+        # A tile lies in one block.
+        block = tl.load(tables + seq * table_stride + first // BLOCK_SIZE).to(tl.int64)
         positions = first + tl.arange(0, TILE)
         valid = positions < length
-        key_rows = (block * 2 * KV + kv_head) * BLOCK_SIZE + positions % BLOCK_SIZE
-        value_rows = key_rows + KV * BLOCK_SIZE
-        keys = tl.load(cache + key_rows[:, None] * D + dims[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
-        values = tl.load(cache + value_rows[:, None] * D + dims[None, :], mask=valid[:, None], other=0.0).to(tl.float32)
+        slots = (block * 2 * KV + kv_head) * BLOCK_SIZE + positions % BLOCK_SIZE
+        place = cache + slots[:, None] * D + dims[None, :]
+        mask = valid[:, None]
+        keys = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+        values = tl.load(place + KV * BLOCK_SIZE * D, mask=mask, other=0.0).to(tl.float32)
         scores = tl.where(valid, tl.sum(keys * query[None, :], 1) * scale, float("-inf"))
 
         new_top = tl.maximum(top, tl.max(scores, 0))
@@ -242,13 +252,13 @@ def online(case: Case) -> Tensor:
 @triton.jit
 def packed_kernel(
     q, cache, tables, lengths, out, part_out, part_lse, scale, table_stride,
-    G: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr,
-    ROWS: tl.constexpr, SPLITS: tl.constexpr,
+    G: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
     seq = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
-    rows = tl.arange(0, ROWS)  # the G query heads of this KV head, padded to what tl.dot needs
+    rows = tl.arange(0, ROWS)  # G query heads, padded to what tl.dot needs
     real = (rows < G)[:, None]
     dims = tl.arange(0, D)
     heads = (seq * KV + kv_head) * G + rows
@@ -256,17 +266,18 @@ def packed_kernel(
     length = tl.load(lengths + seq)
     share = tl.cdiv(tl.cdiv(length, TILE), SPLITS) * TILE  # tokens of one split
 
-    top = tl.full([ROWS], -1.0e30, tl.float32)  # finite: a split without tokens must give no NaN
+    top = tl.full([ROWS], -1.0e30, tl.float32)  # finite, for splits without tokens
     norm = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, D], tl.float32)
     for first in range(split * share, tl.minimum((split + 1) * share, length), TILE):
         block = tl.load(tables + seq * table_stride + first // BLOCK_SIZE).to(tl.int64)
         positions = first + tl.arange(0, TILE)
         valid = positions < length
-        key_rows = (block * 2 * KV + kv_head) * BLOCK_SIZE + positions % BLOCK_SIZE
-        value_rows = key_rows + KV * BLOCK_SIZE
-        keys = tl.load(cache + key_rows[:, None] * D + dims[None, :], mask=valid[:, None], other=0.0)
-        values = tl.load(cache + value_rows[:, None] * D + dims[None, :], mask=valid[:, None], other=0.0)
+        slots = (block * 2 * KV + kv_head) * BLOCK_SIZE + positions % BLOCK_SIZE
+        place = cache + slots[:, None] * D + dims[None, :]
+        mask = valid[:, None]
+        keys = tl.load(place, mask=mask, other=0.0)
+        values = tl.load(place + KV * BLOCK_SIZE * D, mask=mask, other=0.0)
         scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
         scores = tl.where(valid[None, :], scores, float("-inf"))
 
@@ -274,16 +285,19 @@ def packed_kernel(
         rescale = tl.exp(top - new_top)
         weights = tl.exp(scores - new_top[:, None])
         norm = norm * rescale + tl.sum(weights, 1)
-        acc = acc * rescale[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+        products = tl.dot(weights.to(values.dtype), values, input_precision="ieee")
+        acc = acc * rescale[:, None] + products
         top = new_top
 
     result = acc / tl.maximum(norm, 1.0e-30)[:, None]
     if SPLITS == 1:
-        tl.store(out + heads[:, None] * D + dims[None, :], result.to(out.dtype.element_ty), mask=real)
+        result = result.to(out.dtype.element_ty)
+        tl.store(out + heads[:, None] * D + dims[None, :], result, mask=real)
     else:
         parts = heads * SPLITS + split
         tl.store(part_out + parts[:, None] * D + dims[None, :], result, mask=real)
-        tl.store(part_lse + parts, top + tl.log(tl.maximum(norm, 1.0e-30)), mask=rows < G)
+        lse = top + tl.log(tl.maximum(norm, 1.0e-30))
+        tl.store(part_lse + parts, lse, mask=rows < G)
 
 
 @triton.jit

@@ -1,8 +1,6 @@
 # caught: your kernel read block
 @triton.jit
-def gather_kernel(
-    cache, table, out, length, head, KV: tl.constexpr, BLOCK_SIZE: tl.constexpr, D: tl.constexpr
-):  # fmt: skip
+def gather_kernel(cache, table, out, length, head, KV: tl.constexpr, BLOCK_SIZE: tl.constexpr, D: tl.constexpr):
     """Pointers to cache, block table and out; the sequence's length and the KV head; the cache's sizes."""
     i = tl.program_id(0)
     slots = tl.arange(0, BLOCK_SIZE)
