@@ -6,7 +6,8 @@ vocabulary comes first: each logit is read once, in the dtype the LM head wrote.
 
 A row's 151,936 logits are cut into tiles of 4,096, one program each, so that a single row fills the chip too. Every
 program leaves the best score of its tile and its token; a second kernel picks the best of those. A tie goes to the
-smaller token id, as in torch.argmax.
+smaller token id, as in torch.argmax. NaN counts as -inf: no comparison with it holds, and what a reduction then finds may
+lie past the vocabulary, where the next step's embedding would read.
 
 Shapes: logits (B, V), temperatures (B), seeds (B), positions (B) -> token ids (B).
 Bytes: B * V * itemsize.
@@ -57,6 +58,7 @@ def _tile_kernel(
     if temperature > 0:
         noise = _gumbel(tl.load(seeds + row), tl.load(positions + row), token)
         score = tl.div_rn(score, tl.maximum(temperature, 1e-5)) + noise
+    score = tl.where(score == score, score, float("-inf"))
     best, index = tl.max(score, 0, return_indices=True)
     place = row * tl.num_programs(1) + tile
     tl.store(best_score + place, best)

@@ -43,6 +43,17 @@ def test_greedy_takes_the_smallest_of_equal_maxima(device, monkeypatch):
     assert sample(logits, zeros.float(), zeros, zeros).tolist() == [0, 20, 5]
 
 
+def test_nan_logits_give_a_token_of_the_vocabulary(device, monkeypatch):
+    """A model that overflows must not send the next step's embedding out of its table."""
+    monkeypatch.setattr(module, "TILE", 16)
+    logits = torch.full((3, 37), float("nan"), device=device)
+    logits[1, [5, 33]] = torch.tensor([1.0, 2.0], device=device)
+    logits[2, :36] = float("-inf")
+    zeros = torch.zeros(3, dtype=torch.int64, device=device)
+    assert sample(logits, zeros.float(), zeros, zeros).tolist() == [0, 33, 0]
+    assert sample(logits, zeros.float() + 0.7, zeros, zeros).tolist() == [0, 33, 0]
+
+
 def test_a_row_does_not_depend_on_its_batch_mates(device):
     logits, temperatures, seeds, positions = inputs(6, 300, device, seed=2)
     together = sample(logits, temperatures, seeds, positions)
