@@ -5,6 +5,7 @@ LAB_FLAGS ?=
 NOTEBOOKS ?=
 OUT ?=
 SUBMISSIONS ?= submissions
+MINUTES ?= 90
 
 FIRST := notebooks/00_start_here.ipynb
 
@@ -14,7 +15,7 @@ SETTINGS := $(VENV)/share/jupyter/lab/settings
 SAY := @printf '\n== %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-test lab test lint format notebooks gpu-notebooks status check-exercises student grade tables diagrams site chromium clean
+.PHONY: help install install-test lab test lint format notebooks gpu-notebooks gpu-records status check-exercises student grade tables diagrams site chromium clean
 
 help:
 	@echo 'make install          make $(VENV) and install the course into it'
@@ -25,6 +26,7 @@ help:
 	@echo 'make lint             check code and notebooks without running them'
 	@echo 'make notebooks        run the notebooks in place, record seconds and memory'
 	@echo 'make gpu-notebooks    run copies of them on a GPU machine into build/gpu-notebooks, record seconds and memory'
+	@echo 'make gpu-records      measure everything on a GPU machine, correctness first (MINUTES=90)'
 	@echo 'make check-exercises  run every exercise as shipped, solved, and with each wrong answer'
 	@echo 'make tables           write the tables of the pages from the measurements'
 	@echo 'make diagrams         draw the diagrams of the guides for the site, after one has changed'
@@ -98,6 +100,9 @@ notebooks: install-test
 
 gpu-notebooks: install
 	@$(BIN)/python -m course.notebooks measure $(NOTEBOOKS) $(if $(OUT),--out '$(OUT)')
+
+gpu-records: install-test
+	@$(BIN)/python benchmarks/record_all.py --minutes '$(MINUTES)' $(if $(OUT),--out '$(OUT)')
 
 check-exercises: install-test
 	@$(BIN)/python -m course.notebooks check-exercises $(NOTEBOOKS)

@@ -144,7 +144,7 @@ def main() -> None:
     first = passes[0]
     result = record(
         "inference_mode",
-        engine=describe(args.model).split(",")[0],
+        engine=describe(args.model).split(",")[0] + ("-gpu" if device.type == "cuda" else ""),
         metric=f"{clock} a forward pass of {first['tokens']} tokens, {first['code']}, inference_mode",
         samples=first["seconds"]["inference_mode"],
         workload={

@@ -92,6 +92,7 @@ def main() -> None:
         print(f"tensor_parallel_size {size}: {median[size]:8.3f} ms a decode step (best {min(values):.3f})")
     result = record(
         "tensor_parallel",
+        engine=describe(args.model).split(",")[0],
         metric="ms per decode step",
         samples=samples[args.size],
         workload={
