@@ -1,0 +1,5 @@
+import math
+
+
+def level(u, m):
+    return math.floor(-math.log(u) / math.log(m))
