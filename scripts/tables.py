@@ -260,6 +260,7 @@ def in_chinese(text: str) -> str:
     for phrase in sorted(CHINESE, key=len, reverse=True):
         text = text.replace(phrase, CHINESE[phrase])
     text = re.sub(r"(\d+ %) of ([\d,.]+)", r"\2 的 \1", text)
+    text = re.sub(r"\. ?(?=[\u4e00-\u9fff])", "。", text)
     text = re.sub(r"(\d{4}-\d\d-\d\d) to (\d{4}-\d\d-\d\d)", r"\1 至 \2", text)
     return re.sub(
         r"The GPU is idle ([\d.]+ ?%) of our bench's decode steps",

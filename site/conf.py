@@ -28,6 +28,7 @@ include_patterns = [
     "helper/**.md",
     "notebooks/*.ipynb",
     "benchmarks/LEDGER.md",
+    "benchmarks/results/hnsw_peers.md",
     "test-case/*.md",
     "nanovllm/embedded_model/README.md",
 ]
