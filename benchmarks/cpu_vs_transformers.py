@@ -3,7 +3,8 @@
 Both complete the same prompts greedily with the same weights in float32 and must draw the same tokens. transformers gets
 the whole batch padded on the left, the way it is meant to be called. Two workloads: every prompt gets exactly `--tokens`
 tokens (`fixed`), and every prompt ends where the model ends it, at most there (`natural`). Samples are output tokens per
-second of process CPU time, the two engines taking turns, so that neighbours on the machine hurt both alike.
+second of process CPU time, the two engines taking turns, so that neighbours on the machine hurt both alike. The first
+round of each workload is cold (code is compiled, layouts are made) and kept apart.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 from common import RESULTS, record, write
+from random_models import HELP, describe, model_folder
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
@@ -24,11 +26,17 @@ from nanovllm.config import EMBEDDED_MODEL
 
 STORY_STARTS = ("Once upon a time", "One morning", "Tell me a story about a", "It was raining, so")
 
+SETTINGS = {"enable_prefix_caching": False, "dtype": "float32", "device": "cpu", "max_num_batched_tokens": 1024}
+"""Of this engine. Without prefix caching: the repeats would otherwise find their prompts cached. With small steps: the
+activations of a step of thousands of tokens are memory that the system hands out and takes back, page by page."""
+
 
 def ragged_prompts(num: int, low: int, high: int, llm: LLM, seed: int) -> list[list[int]]:
-    """`num` prompts of `low` to `high` tokens: starts of greedy stories, so that natural ends exist."""
+    """`num` prompts of `low` to `high` tokens: starts of stories, so that natural ends exist; random ids without a tokenizer."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(low, high + 1, (num,), generator=generator).tolist()
+    if llm.tokenizer is None:
+        return [torch.randint(llm.model_config.vocab_size, (n,), generator=generator).tolist() for n in lengths]
     starts = [llm.tokenizer.encode(STORY_STARTS[i % len(STORY_STARTS)]) for i in range(num)]
     params = [
         SamplingParams(temperature=0.8, seed=seed + i, max_tokens=length, ignore_eos=True)
@@ -72,54 +80,73 @@ def timed(function: Callable[[], list[list[int]]]) -> tuple[float, list[list[int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(EMBEDDED_MODEL), help=f"{HELP}; default: the embedded model")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--prompt-tokens", type=int, nargs=2, default=(16, 256), metavar=("LOW", "HIGH"))
     parser.add_argument("--tokens", type=int, default=128, help="output tokens a prompt, at most")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="of each workload, after a cold one (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
 
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL, dtype=torch.float32).eval()
-    # Without prefix caching: the repeats would otherwise find their prompts cached.
-    with LLM(enable_prefix_caching=False, dtype="float32", device="cpu") as llm:
-        prompts = ragged_prompts(args.prompts, *args.prompt_tokens, llm, args.seed)
-        for natural in (False, True):
-            engines = {
-                "transformers": lambda n=natural: transformers_generate(model, prompts, args.tokens, n),
-                "nanovllm": lambda n=natural: nanovllm_generate(llm, prompts, args.tokens, n),
-            }
-            samples: dict[str, list[float]] = {name: [] for name in engines}
-            kind = "natural" if natural else "fixed"
-            for _ in tqdm(range(args.repeats), desc=kind):
-                outputs = {}
-                for name, function in engines.items():
-                    rate, outputs[name] = timed(function)
-                    samples[name].append(rate)
-                if outputs["transformers"] != outputs["nanovllm"]:
-                    raise SystemExit("the two engines drew different tokens: the comparison means nothing")
-            workload = {
-                "prompts": args.prompts,
-                "prompt_tokens": [len(p) for p in prompts],
-                "output_tokens": [len(o) for o in outputs["nanovllm"]],
-                "stops": kind,
-                "seed": args.seed,
-                "threads": 1,
-                "model": "embedded, float32",
-            }
-            ratios = [o / t for o, t in zip(samples["nanovllm"], samples["transformers"], strict=True)]
-            for name, values in samples.items():
-                more = {"ratios_to_transformers": ratios} if name == "nanovllm" else {}
-                metric = "output tokens/s of process CPU time"
-                result = record(
-                    f"cpu_vs_transformers_{kind}", metric=metric, samples=values, workload=workload, engine=name, **more
+    name = describe(args.model).split(",")[0]
+    with model_folder(args.model, seed=args.seed) as folder:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        with LLM(folder, **SETTINGS) as llm:
+            prompts = ragged_prompts(args.prompts, *args.prompt_tokens, llm, args.seed)
+            # Random weights have no natural end.
+            for natural in (False, True) if llm.tokenizer else (False,):
+                kind = "natural" if natural else "fixed"
+                samples, outputs = take_turns(model, llm, prompts, args.tokens, args.repeats, natural)
+                workload = {
+                    "prompts": args.prompts,
+                    "prompt_tokens": [len(p) for p in prompts],
+                    "output_tokens": [len(o) for o in outputs],
+                    "stops": kind,
+                    "seed": args.seed,
+                    "threads": 1,
+                    "model": f"{name}, float32",
+                    "settings": SETTINGS,
+                }
+                ratios = [o / t for o, t in zip(samples["nanovllm"][1:], samples["transformers"][1:], strict=True)]
+                for engine, (cold, *warm) in samples.items():
+                    result = record(
+                        f"cpu_vs_transformers_{kind}" + ("" if name == "embedded" else f"_{name}"),
+                        metric="output tokens/s of process CPU time",
+                        samples=warm,
+                        workload=workload,
+                        engine=engine,
+                        cold=cold,
+                        **({"ratios_to_transformers": ratios} if engine == "nanovllm" else {}),
+                    )
+                    path = write(result, args.out)
+                    print(f"{kind:8} {engine:13} {result['median']:8.0f} tok/s, cold {cold:8.0f}   {path.name}")
+                print(
+                    f"{kind:8} ratio         {statistics.median(ratios):8.2f} "
+                    f"(min {min(ratios):.2f}, max {max(ratios):.2f})"
                 )
-                path = write(result, args.out)
-                print(f"{kind:8} {name:13} {result['median']:8.0f} tok/s   {path.name}")
-            print(
-                f"{kind:8} ratio         {statistics.median(ratios):8.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})"
-            )
+
+
+def take_turns(
+    model: torch.nn.Module, llm: LLM, prompts: list[list[int]], tokens: int, repeats: int, natural: bool
+) -> tuple[dict[str, list[float]], list[list[int]]]:
+    """Each engine's rates, the cold round first, and the tokens; raises SystemExit where the engines' tokens differ."""
+    engines = {
+        "transformers": lambda: transformers_generate(model, prompts, tokens, natural),
+        "nanovllm": lambda: nanovllm_generate(llm, prompts, tokens, natural),
+    }
+    samples: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in tqdm(range(1 + repeats), desc="natural" if natural else "fixed"):
+        outputs = {}
+        for name, function in engines.items():
+            rate, outputs[name] = timed(function)
+            samples[name].append(rate)
+        if outputs["transformers"] != outputs["nanovllm"]:
+            raise SystemExit("the two engines drew different tokens: the comparison means nothing")
+    return samples, outputs["nanovllm"]
 
 
 if __name__ == "__main__":

@@ -91,6 +91,19 @@ def test_tensor_parallel(tmp_path):
     assert record["float32_check"]["equal_prompts"] == 2 and len(record["samples"]) == 3
 
 
+def test_cpu_vs_transformers(tmp_path):
+    arguments = ["--model", "random:tiny", "--prompts", 3, "--prompt-tokens", 4, 9, "--tokens", 5, "--repeats", 2]
+    found = records("cpu_vs_transformers", tmp_path, *arguments)
+    assert set(found) == {f"cpu_vs_transformers_fixed_tiny-{engine}" for engine in ("nanovllm", "transformers")}
+    for record in found.values():
+        assert len(record["samples"]) == 2 and record["cold"] > 0 and record["workload"]["output_tokens"] == [5] * 3
+    ours, theirs = (
+        found[f"cpu_vs_transformers_fixed_tiny-{engine}"]["samples"] for engine in ("nanovllm", "transformers")
+    )
+    ratios = found["cpu_vs_transformers_fixed_tiny-nanovllm"]["ratios_to_transformers"]
+    assert ratios == [o / t for o, t in zip(ours, theirs, strict=True)]
+
+
 def test_the_workload_is_nano_vllms():
     """142,827 tokens in and 133,966 out: what nano-vllm's README states of its benchmark's output, drawn the same way."""
     prompts, output_tokens = throughput.bench_requests(256, 100, 1024, 10_001, 0)
