@@ -17,8 +17,9 @@ NANO = re.compile(
 )
 VLLM = re.compile(r"https://github\.com/vllm-project/vllm/(blob|tree)/v0\.20\.2/[\w./-]+$")
 FEATURES = """
-what a step holds, chunked prefill, prefix caching, preemption, backends, block size, CUDA graphs, tensor parallel,
-commands to the workers, several hosts, sampling parameters, logprobs, stop strings, streaming, abort, models, quantization,
+what a step holds, chunked prefill, prefix caching, preemption, async scheduling, backends, block size, CUDA graphs,
+what a decode step is given, fusion, tensor parallel, commands to the workers, several hosts, sampling parameters, logprobs,
+stop strings, streaming, abort, models, quantization,
 speculative decoding, LoRA, images, interface, metrics, trace, tests, runs on, start-up
 """
 
