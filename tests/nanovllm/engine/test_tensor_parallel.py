@@ -67,7 +67,7 @@ def two_ranks(four_heads) -> Iterator[LLM]:
 
 @pytest.fixture(scope="module")
 def four_ranks(eight_heads) -> Iterator[LLM]:
-    with make_llm(eight_heads, 4, kvcache_block_size=32, num_kvcache_blocks=6, **TIGHT) as llm:
+    with make_llm(eight_heads, 4, kvcache_block_size=32, num_kvcache_blocks=6, async_scheduling=True, **TIGHT) as llm:
         yield llm
 
 
@@ -133,6 +133,13 @@ def test_four_ranks_with_two_kv_heads_draw_transformers_tokens(four_ranks, eight
     assert sum(output["metrics"]["preemptions"] for output in outputs) > 0
     attention = four_ranks.model_runner.model.attention_layers()[0]
     assert (attention.num_heads, attention.num_kv_heads) == (2, 1)
+
+
+def test_ranks_take_one_step_at_a_time_also_where_they_are_asked_to_run_ahead(four_ranks):
+    """A worker gets its tokens from rank 0, which must know them; `four_ranks` asks, and its tokens are checked above."""
+    assert four_ranks.config.async_scheduling
+    assert not four_ranks.async_scheduling
+    assert four_ranks.model_runner.rows is None and four_ranks.model_runner.graphs is None
 
 
 def test_a_message_over_a_mebibyte(wide, four_heads, monkeypatch):
