@@ -1,6 +1,6 @@
 """The compiled index: the same graph as the readable one, for any number of threads; changes, masks, edges."""
 
-import _thread
+import signal
 import threading
 import time
 
@@ -139,10 +139,9 @@ def test_an_interrupt_waits_for_the_other_threads():
             begun.wait(60)
             return
         begun.set()
-        time.sleep(0.2)
-        if not ended:
-            _thread.interrupt_main()  # the main thread has nothing left to do but wait
-        time.sleep(0.2)
+        time.sleep(0.2)  # the main thread has nothing left to do but wait
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.3)
         ended.append(i)
 
     with pytest.raises(KeyboardInterrupt):
