@@ -1,0 +1,99 @@
+"""What the ledger predicts follows from shapes and records; the files and commits that it names exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from random_models import SHAPES, layer_tensors
+
+from nanovllm.config import EMBEDDED_MODEL, ModelConfig
+from nanovllm.utils.memory import kv_bytes_per_token
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = " ".join((ROOT / "benchmarks" / "LEDGER.md").read_text(encoding="utf-8").split())
+READS = 3.08e12  # bytes a second, of the H100 in benchmarks/peers.json
+SHAPE = SHAPES["qwen3-0.6b"]
+
+
+def result(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def matrix_sizes() -> list[int]:
+    return [size[0] * size[1] for size in layer_tensors(SHAPE).values() if len(size) == 2]
+
+
+def test_the_cpus_floor():
+    config = ModelConfig.from_folder(EMBEDDED_MODEL)
+    load = result("cpu_vs_transformers_fixed-nanovllm")["workload"]
+    context = sum(load["prompt_tokens"]) / load["prompts"] + load["output_tokens"][0] / 2
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    layer = config.hidden_size * (2 * q + 2 * kv + 3 * config.intermediate_size)
+    weights = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
+    cached = (
+        load["prompts"]
+        * context
+        * kv_bytes_per_token(config.num_hidden_layers, config.num_key_value_heads, config.head_dim, 4)
+    )
+    products = load["prompts"] * (weights + 2 * context * q * config.num_hidden_layers)
+    assert f"{load['prompts']} sequences of {context:.0f} tokens" in TEXT
+    assert f"{weights * 4 / 1e6:.1f} MB of weights and {cached / 1e6:.1f} MB of keys and values" in TEXT
+    assert f"{products / 1e6:.0f} million times two" in TEXT
+
+
+def test_the_old_records_step():
+    record, workload = (
+        result("throughput-nanovllm-graphs"),
+        json.loads((ROOT / "benchmarks" / "peers.json").read_text()),
+    )
+    steps = 1023  # the longest request's decode steps
+    rate, roof = record["samples"][-1], workload["figures"]["throughput"]["roofline"]
+    ours, floor = (133_966 / tokens / steps * 1e3 for tokens in (rate, roof))
+    assert record["commit"].startswith("26d21ec") and "commit 26d21ec" in TEXT
+    assert f"a step takes {ours:.1f} ms where the floor is {floor:.1f}: the difference, {ours - floor:.1f} ms" in TEXT
+
+
+def test_predictions_from_bytes():
+    rows, layers = 256, SHAPE.layers
+    hashed = rows * SHAPE.vocab * 2 * 8
+    logits = rows * SHAPE.vocab * 2
+    assert f"{hashed / 1e6:.0f} MB at 256 rows, {hashed / READS * 1e3:.2f} ms" in TEXT
+    assert f"reads {logits / 1e6:.0f} MB: {logits / READS * 1e3:.2f} ms" in TEXT
+    assert f"{4096 // 16 * rows * 4:,} bytes" in TEXT
+    heads = (SHAPE.heads + 2 * SHAPE.kv_heads) * SHAPE.head_dim
+    fused = 2 * rows * heads * 2 * layers
+    assert f"move {fused / 1e6:.0f} MB a step fused" in TEXT and f"{fused / READS * 1e3:.2f} ms apart" in TEXT
+    weights = 2 * (layers * sum(matrix_sizes()) + SHAPE.vocab * SHAPE.hidden)
+    assert f"{weights / 1e9:.2f} GB of weights, {weights / READS * 1e3:.2f} ms, in {4 * layers + 1} products" in TEXT
+    assert f"256 of 133,966 tokens, {256 / 133_966:.1%}".replace("%", " %") in TEXT
+
+
+def test_predictions_from_launches():
+    layers = SHAPE.layers
+    fewer = layers * ((2 - 1) * 2 + (6 - 1) + (2 - 1))
+    assert f"{fewer} launches less" in TEXT
+    # Nine kernels a layer; begin, embedding, plan, last norm, LM head and two of the sampler.
+    assert round(9 * layers + 7, -1) == 260 and TEXT.count("about 260") == 2
+    assert f"{260e-3:.2f} ms is the most to win" in TEXT and f"{layers} launches, {layers * 1e-3:.2f} ms a step" in TEXT
+
+
+def test_what_is_named_exists():
+    for path in re.findall(r"`((?:benchmarks|nanovllm)/[\w/]+\.(?:py|json))`", TEXT):
+        assert (ROOT / path).is_file(), path
+    for name in re.findall(r"`([\w.-]+\.json)`", TEXT):
+        assert (ROOT / "benchmarks" / "results" / name).is_file(), name
+    rungs = (ROOT / "course" / "slow_to_fast.py").read_text()
+    for rung in re.findall(r'record_slow_to_fast\.py`, "([^"]+)"', TEXT):
+        assert f'Rung("{rung}"' in rungs, rung
+
+
+@pytest.mark.parametrize("commit", sorted(set(re.findall(r"\b[0-9a-f]{7}\b", TEXT))))
+def test_commits_exist(commit):
+    found = subprocess.run(["git", "cat-file", "-t", commit], cwd=ROOT, capture_output=True, text=True)
+    if found.returncode and not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    assert found.stdout.strip() == "commit"
