@@ -42,7 +42,7 @@ def test_the_cpus_floor():
     products = load["prompts"] * (weights + 2 * context * q * config.num_hidden_layers)
     assert f"{load['prompts']} sequences of {context:.0f} tokens" in TEXT
     assert f"{weights * 4 / 1e6:.1f} MB of weights and {cached / 1e6:.1f} MB of keys and values" in TEXT
-    assert f"{products / 1e6:.0f} million times two" in TEXT
+    assert f"{products / 1e6:.0f} million multiplications" in TEXT
 
 
 def test_the_old_records_step():
