@@ -205,7 +205,7 @@ def engine(settings: Mapping[str, Any], **more: Any) -> Any:
     return LLM(device="cpu", dtype="float32", **(dict(settings) | more))
 
 
-def climb(ladder: Sequence[Rung] = CPU_LADDER, rounds: int = 3, long: float = 0.8) -> list[Run]:
+def climb(ladder: Sequence[Rung] = CPU_LADDER, rounds: int = 2, long: float = 0.8) -> list[Run]:
     """Serve the workload on each rung: once to count and to warm up, then `rounds` times by the clock.
 
     The rungs take turns, so that a busy neighbour hurts all alike. Where the first time took more than `long` seconds it is
@@ -244,8 +244,8 @@ def measure_roof() -> roofline.Roof:
     import torch
 
     cpu = torch.device("cpu")
-    rates = roofline.measure_bandwidth([2**24, 2**25], cpu, torch.float32, rounds=5)
-    flops = [roofline.measure_flops(size, cpu, torch.float32, rounds=5) for size in (256, 512)]
+    rates = roofline.measure_bandwidth([2**24, 2**25], cpu, torch.float32, rounds=15)
+    flops = [roofline.measure_flops(size, cpu, torch.float32, rounds=15) for size in (256, 512)]
     return roofline.Roof(flops=max(flops), bandwidth=max(rates.values()))
 
 
@@ -492,22 +492,21 @@ def bench_floor(config: ModelConfig, prompts: Sequence[int], outputs: Sequence[i
     return BenchFloor(contexts * per_token, steps * roofline.weight_bytes(config, itemsize), flops, steps)
 
 
-def bench_rates() -> tuple[dict[str, float], tuple[str, float], list[recorded.Recorded]]:
-    """Output tokens a second of the bench: by engine, the roofline's limit, and the recorded runs of this engine.
+def bench_rates() -> tuple[dict[str, float], tuple[str, float], list[str]]:
+    """Output tokens a second of the bench by engine, the roofline's limit, and where the figures come from.
 
     Peers come from ``benchmarks/results`` once they are recorded there, until then from ``benchmarks/peers.json``.
     """
-    figures = json.loads((recorded.ROOT / "benchmarks" / "peers.json").read_text(encoding="utf-8"))["figures"]
-    rates = dict(figures["throughput"])
+    peers = json.loads((recorded.ROOT / "benchmarks" / "peers.json").read_text(encoding="utf-8"))
+    rates = dict(peers["figures"]["throughput"])
     limit = rates.pop("roofline")
-    ours = []
+    sources = {f"{', '.join(rates)}: {peers['measured']['device']}, {peers['measured']['by']}": None}
     for path in sorted((recorded.ROOT / "benchmarks" / "results").glob("throughput-*.json")):
         run = recorded.load(path.stem)
         rates[run["engine"]] = run.data.get("warm", run.median)
-        if run["engine"].startswith("nanovllm"):
-            ours.append(run)
+        sources[run.badge] = None
     rates = dict(sorted(rates.items(), key=lambda item: item[1]))
-    return rates, (f"roofline, {limit:,}", limit), ours
+    return rates, (f"roofline, {limit:,}", limit), list(sources)
 
 
 def recorded_ladder() -> recorded.Recorded | None:
@@ -658,7 +657,7 @@ def draw_rates(rates: Mapping[str, float], floor: tuple[str, float] | None, unit
         axes.annotate(f" {value:,.0f}{share}", (value, row), va="center", fontsize=9)
     if floor:
         axes.axvline(floor[1], color=plots.COLOURS[1], linestyle="--", label=floor[0])
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper right")
     axes.set_yticks(range(len(rates)), list(rates))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
