@@ -653,7 +653,7 @@ def draw_rates(rates: Mapping[str, float], floor: tuple[str, float] | None, unit
     axes.barh(range(len(rates)), list(rates.values()), color=plots.COLOURS[0])
     limit = max(*rates.values(), floor[1] if floor else 0)
     for row, value in enumerate(rates.values()):
-        share = f", {value / floor[1]:.0%} of the limit" if floor else ""
+        share = f", {value / floor[1]:.0%}" if floor else ""
         axes.annotate(f" {value:,.0f}{share}", (value, row), va="center", fontsize=9)
     if floor:
         axes.axvline(floor[1], color=plots.COLOURS[1], linestyle="--", label=floor[0])
@@ -661,7 +661,7 @@ def draw_rates(rates: Mapping[str, float], floor: tuple[str, float] | None, unit
     axes.set_yticks(range(len(rates)), list(rates))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel=unit, title=title, xlim=(0, 1.3 * limit))
+    axes.set(xlabel=f"{unit}, and its share of the limit" if floor else unit, title=title, xlim=(0, 1.3 * limit))
     return figure
 
 
