@@ -176,6 +176,7 @@ class LLMEngine:
         if request:
             for seq in request.sequences:
                 self.scheduler.finish(seq, FinishReason.ABORT)
+            self._need_known_tokens.discard(request_id)
 
     def take_output(self, request_id: int) -> RequestOutput:
         """The result of a finished request, which the engine then forgets."""
@@ -264,6 +265,7 @@ class LLMEngine:
             self.trace.booked(self.scheduler, advanced)
         touched = {id(request): request for request in (self._request_of_seq[seq.seq_id] for seq in advanced)}
         finished = [request for request in touched.values() if request.is_finished]
+        self._need_known_tokens.difference_update(request.request_id for request in finished)
         return StepStats(batch.num_tokens - num_decodes, num_decodes, time.perf_counter() - start, finished)
 
     def _find_stop_string(self, seq: Sequence) -> None:

@@ -79,6 +79,22 @@ def test_requests_that_need_known_tokens_take_turns(folder):
     assert len(outputs[2]["logprobs"]) == len(outputs[2]["token_ids"])
 
 
+@pytest.mark.parametrize("ends_by", ["length", "abort"])
+def test_the_engine_goes_ahead_again_once_who_looks_back_has_ended(folder, ends_by):
+    """Though nobody has taken that result yet: `generate` takes all of them at its end."""
+    with LLM(folder, async_scheduling=True) as llm:
+        llm.add_request([1, 2, 3], SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
+        looks_back = llm.add_request([4, 5], SamplingParams(max_tokens=5, repetition_penalty=1.2, ignore_eos=True))
+        ahead = []
+        while llm.has_unfinished:
+            llm.step()
+            if ends_by == "abort" and len(ahead) == 3:
+                llm.abort(looks_back)
+            ahead.append(bool(llm._in_flight))
+        assert llm.get_request(looks_back).is_finished
+    assert not any(ahead[:4]) and sum(ahead) >= 20
+
+
 def test_aborts_between_launch_and_booking(folder):
     draw = random.Random(6)
     prompts = random_prompts(40, 1, 50, seed=6)
