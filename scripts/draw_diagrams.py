@@ -99,7 +99,17 @@ def draw(sources: list[str]) -> list[str]:
     broken = [source for source, address in zip(sources, addresses, strict=True) if address is None]
     if broken:
         raise ValueError("Mermaid refuses this diagram:\n" + "\n".join(broken))
-    return [urllib.parse.unquote(address.partition(",")[2]) for address in addresses]
+    return [as_wide_as_drawn(urllib.parse.unquote(address.partition(",")[2])) for address in addresses]
+
+
+def as_wide_as_drawn(svg: str) -> str:
+    """Give the picture the width of its view box: Mermaid's 100 % would stretch small ones over the whole page."""
+    width = re.search(r'viewBox="\S+ \S+ (\S+) ', svg)[1]
+    return svg.replace('width="100%"', f'width="{round(float(width))}"', 1)
+
+
+def _has_chinese_font() -> bool:
+    return bool(subprocess.run(["fc-list", ":lang=zh"], capture_output=True, text=True, check=True).stdout.strip())
 
 
 def _wait_for(address: str) -> None:
@@ -123,6 +133,9 @@ def main() -> int:
         path.unlink()
     missing = {name: source for name, source in wanted.items() if not (FOLDER / name).is_file()}
     if missing:
+        if re.search("[\u4e00-\u9fff]", "".join(missing.values())) and not _has_chinese_font():
+            print("No font here has Chinese: boxes would be too narrow. On Debian: sudo apt install fonts-wqy-microhei")
+            return 1
         for name, svg in zip(missing, draw(list(missing.values())), strict=True):
             (FOLDER / name).write_text(svg.rstrip() + "\n", encoding="utf-8")
     print(f"{len(wanted)} diagrams: {len(missing)} drawn, {len(unused)} pictures removed")

@@ -159,7 +159,7 @@ def declared(*extras: str) -> set[str]:
     ("folders", "extras"),
     [
         (["nanovllm", "hnsw"], ["gpu", "flash", "course"]),
-        (["course", "test-case", "training"], ["course", "test", "gpu"]),
+        (["course", "test-case", "training"], ["course", "test", "gpu", "peers"]),
         (["tests", "notebooks", "benchmarks", "scripts"], ["test", "peers", "bench", "gpu", "flash"]),
     ],
     ids=["library", "course", "tests"],
