@@ -213,7 +213,7 @@ def recorded_run(name: str) -> recorded.Recorded | None:
     try:
         return recorded.load(name)
     except FileNotFoundError:
-        recorded.show_badge(f"no GPU run of '{name}' has been recorded yet; this figure shows this machine alone")
+        recorded.show_badge(f"no GPU run of '{name}' has been recorded yet")
         return None
 
 
