@@ -218,9 +218,11 @@ def draw_tradeoff(curves: dict[str, Curve], distances: dict[str, Sequence[float]
 def draw_peers(sets: dict[str, dict[str, Curve]], here: dict[str, Curve] | None = None) -> Any:
     """Recall over recorded queries a second, a panel for each set; `here` adds a panel measured on this machine."""
     panels = dict(sets) | ({"here and now": here} if here else {})
-    figure, row = plots.figure(1, len(panels), figsize=(4.0 * len(panels), 3.8), squeeze=False)
+    columns = 2 if len(panels) == 4 else len(panels)
+    rows = -(-len(panels) // columns)
+    figure, grid = plots.figure(rows, columns, figsize=(10.6, 3.6 * rows), squeeze=False)
     styles = {"ours": (BLUE, "o"), "hnswlib": (ORANGE, "s"), "faiss": (GREEN, "v"), "usearch": (PINK, "^")}
-    for axes, (title, curves) in zip(row[0], panels.items()):
+    for axes, (title, curves) in zip(grid.flat, panels.items()):
         for library, curve in curves.items():
             colour, marker = styles[library]
             axes.plot(
@@ -234,6 +236,7 @@ def draw_peers(sets: dict[str, dict[str, Curve]], here: dict[str, Curve] | None 
         axes.set_yscale("log")
         _plain_ticks(axes.yaxis)
         axes.set(xlabel="recall@10", title=title)
-    row[0][0].set_ylabel("queries a second, one thread")
-    row[0][0].legend(loc="lower left")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("queries a second, one thread")
+    grid[0, 0].legend(loc="lower left")
     return figure

@@ -184,17 +184,6 @@ def build(X: np.ndarray, **settings: Any) -> HNSWSimple:
     return index
 
 
-def seeds_levels(rng: np.random.Generator, count: int) -> list[int]:
-    """Levels by the loop of the notes that this course grew from: up while random() < 1 / ml with ml = 1 / ln 2."""
-    levels = []
-    for _ in range(count):
-        level = 0
-        while rng.random() < math.log(2):
-            level += 1
-        levels.append(level)
-    return levels
-
-
 def broken_links(graph: list[dict[int, list[int]]]) -> int:
     """Links on any layer to nodes that this layer does not have: 0 in a sound graph."""
     return sum(other not in layer for layer in graph for row in layer.values() for other in row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import sys
 
 import numpy as np
@@ -107,8 +108,6 @@ def test_layer_0_alone_shares_the_links(town):
 
 def test_the_seeds_ml_gives_the_levels_of_its_loop():
     loop = museum.load("level_sampler").buggy
-    import random
-
     rng = random.Random(1)
     drawn = [loop(rng, 16) for _ in range(20_000)]
     index = HNSWSimple(1, ml=lesson.SEEDS_ML)
