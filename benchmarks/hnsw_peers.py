@@ -28,10 +28,12 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import common
 import numba
 import numpy as np
-from common import RESULTS, record, write
+from common import RESULTS, write
 from hnsw_sets import SETS, Unavailable, recall, split, true_neighbours
+from llvmlite import binding
 from tqdm import tqdm
 
 K = 10
@@ -101,6 +103,12 @@ def versions_of_peers() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("hnswlib", "faiss-cpu", "usearch", "numba", "numpy")}
 
 
+def record(name: str, **values) -> dict:
+    """One measurement, with what decides about its figures: the libraries, the kind of CPU, the machine's other work."""
+    machine = {"cpu": binding.get_host_cpu_name(), "load_average": os.getloadavg()[0]}
+    return common.record(name, **values, peers=versions_of_peers(), **machine)
+
+
 def cpu_seconds(work) -> float:
     start = time.process_time()
     work()
@@ -155,7 +163,6 @@ def measure_set(name: str, rounds: int) -> None:
                 samples=curve[EFS.index(40)]["queries_per_second"],
                 workload={"set": name, "n": len(X), "dim": X.shape[1], "M": M, "ef_construction": ef_construction}
                 | {"queries": len(Q), "k": K, "threads": 1, "seed": 1},
-                peers=versions_of_peers(),
                 curve=curve,
                 build_seconds=builds[peer],
                 **extra,
@@ -174,7 +181,6 @@ def measure_memory() -> None:
                 metric="resident bytes a vector",
                 samples=samples,
                 workload={"set": "clusters", "n": 100_000, "dim": 64, "M": 16, "ef_construction": 20},
-                peers=versions_of_peers(),
             )
         )
 
@@ -235,7 +241,6 @@ def measure_first_use(rounds: int) -> None:
                 samples=seconds,
                 wall_seconds=wall[state],
                 workload={"what": "import, add 4 vectors, search"},
-                peers=versions_of_peers(),
             )
         )
 
@@ -245,6 +250,7 @@ def measure_one_query(rounds: int) -> None:
     X, Q = split("uniform")
     made = {peer: LIBRARIES[peer](X, 16, 200) for peer in ("hnswlib", "ours")}
     samples = {peer: [] for peer in made}
+    made["ours"].search(Q[:1], 40)  # compiles what one query alone takes
     for _ in range(rounds):
         for peer, library in made.items():
             start = time.process_time()
@@ -259,7 +265,6 @@ def measure_one_query(rounds: int) -> None:
                 metric="microseconds a call, CPU time",
                 samples=samples[peer],
                 workload={"set": "uniform", "ef": 40, "k": K, "calls": len(Q)},
-                peers=versions_of_peers(),
             )
         )
 
@@ -336,10 +341,8 @@ def measure_threads(rounds: int) -> None:
                 samples=[t["gain"] for t in found_free(of_one) or of_one],
                 rule=f"samples: the tries whose controls before and after are {FREE} or more; all where none is",
                 tries=of_one,
-                load_average=os.getloadavg()[0],
                 cores=os.cpu_count(),
                 workload={"set": "clusters", "n": len(X), "queries": len(Q), "ef": 80},
-                peers=versions_of_peers(),
             )
         )
 
@@ -364,7 +367,6 @@ def measure_simple(rounds: int) -> None:
                 metric="queries/s, CPU time",
                 samples=samples[peer],
                 workload={"set": "uniform", "ef": 40, "k": K, "M": 16},
-                peers=versions_of_peers(),
             )
         )
 
@@ -405,6 +407,10 @@ def geometric_mean(values: list[float | None]) -> float:
 def summary(results: dict[tuple[str, str], dict]) -> dict:
     """Every figure that the report shows."""
     figures: dict = {"sets": {}}
+    figures["machines"] = sorted(
+        {f"{r['device']['count']} cores of {r['device']['name']} ({r['cpu']})" for r in results.values() if "cpu" in r}
+    )
+    figures["loads"] = [r["load_average"] for r in results.values() if "load_average" in r]
     for name in SETS:
         key = f"hnsw_{name.replace('-', '_')}"
         if (key, "ours") not in results:
@@ -476,6 +482,14 @@ def report(figures: dict) -> str:
         "",
         "Written by `python benchmarks/hnsw_peers.py`; the samples, versions and commands are in the JSON beside it.",
         "Thousands of queries a second on one thread, CPU time, with recall@10; ratios are to hnswlib.",
+        *(
+            [
+                f"Machine: {', '.join(figures['machines'])}; load average {show(statistics.median(figures['loads']))} "
+                f"(median), {show(max(figures['loads']))} (most)."
+            ]
+            if figures["machines"]
+            else []
+        ),
         "",
         "| set | library | build s | build ratio | ef 10 | ef 40 | ef 120 | ratio at .90 | at .95 | at .99 |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -149,6 +149,21 @@ def test_an_interrupt_waits_for_the_other_threads():
     assert len(ended) == 1
 
 
+def test_long_builds_show_a_bar_and_short_ones_none(monkeypatch, capsys):
+    X = grid(300, 6, "l2")
+    original = core.find_neighbours
+
+    def add(pause, progress):
+        monkeypatch.setattr(core, "find_neighbours", lambda *a: (time.sleep(pause), original(*a)))
+        Index(6, M=4, ef_construction=20, num_threads=1).add(X, batch_size=60, progress=progress)
+        return capsys.readouterr().err
+
+    assert add(0, False) == ""  # compiles, which may take two seconds
+    assert add(0, None) == add(0.7, False) == ""
+    assert "/300" in add(0.7, None)  # more than two seconds
+    assert "300/300" in add(0, True)
+
+
 @pytest.mark.parametrize("size", [1, 2, 10, 17, 127, 128, 129, 130, 145, 200, 400])
 def test_the_pool_keeps_the_nearest(size):
     rng = np.random.default_rng(size)
