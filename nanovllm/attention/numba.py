@@ -46,7 +46,13 @@ class NumbaAttention(ReferenceAttention):
     ) -> torch.Tensor:
         plan = metadata.decode_plan
         if plan is None:  # a NumPy view costs more than passing it on: one for all layers
-            tensors = rotary.positions, rotary.table, metadata.slot_mapping, metadata.block_tables, metadata.context_lens
+            tensors = (
+                rotary.positions,
+                rotary.table,
+                metadata.slot_mapping,
+                metadata.block_tables,
+                metadata.context_lens,
+            )
             plan = metadata.decode_plan = [tensor.numpy() for tensor in tensors]
         positions, table, slots, tables, lens = plan
         cache = kv_cache.numpy()
