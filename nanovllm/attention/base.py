@@ -11,8 +11,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from nanovllm.layers.rotary import RotaryStep
 
 
 @dataclass(slots=True)
@@ -39,7 +43,7 @@ class AttentionMetadata:
     num_decodes: int
     max_query_len: int
     max_context_len: int
-    decode_plan: torch.Tensor | None = None
+    decode_plan: Any = None
 
 
 class AttentionBackend(ABC):
@@ -49,8 +53,7 @@ class AttentionBackend(ABC):
     supports_cuda_graphs = False
     """Whether a decode step launches the same kernels for the same batch size and reads no tensor on the host."""
     fused = False
-    """Whether the model and the sampler around this backend run our fused Triton kernels too. They store keys and values
-    themselves, and only `attend` is called."""
+    """Whether the model and the sampler around this backend run our fused Triton kernels too."""
 
     def check(self, *, block_size: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:  # noqa: B027
         """Raises ValueError that names the argument and the allowed values where the backend cannot serve it."""
@@ -66,6 +69,29 @@ class AttentionBackend(ABC):
     ) -> torch.Tensor:
         """q (T, H, D), k and v (T, KV, D), kv_cache as above -> (T, H, D). Query head h reads KV head h // (H // KV)."""
         self.store(k, v, kv_cache, metadata.slot_mapping)
+        return self.attend(q, kv_cache, metadata, scale)
+
+    def fuses(self, qkv: torch.Tensor) -> bool:
+        """Whether `attend_fused` serves this projection; else the model calls norm, RoPE and the backend one by one."""
+        return self.fused
+
+    def attend_fused(
+        self,
+        qkv: torch.Tensor,
+        rotary: RotaryStep,
+        q_weight: torch.Tensor | None,
+        k_weight: torch.Tensor | None,
+        eps: float,
+        kv_cache: torch.Tensor,
+        metadata: AttentionMetadata,
+        scale: float,
+    ) -> torch.Tensor:
+        """qkv (T, H + 2 KV, D), a layer's projections -> (T, H, D); norms the heads where there are weights (D)."""
+        from nanovllm.kernels.rope_qknorm_store import rope_qknorm_store
+
+        q = rope_qknorm_store(
+            qkv, rotary.positions, rotary.table, q_weight, k_weight, eps, kv_cache, metadata.slot_mapping
+        )
         return self.attend(q, kv_cache, metadata, scale)
 
     @abstractmethod

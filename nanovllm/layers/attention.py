@@ -29,7 +29,7 @@ class Attention(nn.Module):
         """q (T, H, D), k and v (T, KV, D) -> (T, H, D)."""
         return self.backend(q, k, v, self.kv_cache, metadata, self.scale)
 
-    def store_fused(
+    def attend_fused(
         self,
         qkv: torch.Tensor,
         rotary: RotaryStep,
@@ -37,20 +37,7 @@ class Attention(nn.Module):
         q_norm: RMSNorm | None = None,
         k_norm: RMSNorm | None = None,
     ) -> torch.Tensor:
-        """qkv (T, H + 2 KV, D) -> q (T, H, D): QK-norm, RoPE and the store of keys and values in one kernel."""
-        from nanovllm.kernels.rope_qknorm_store import rope_qknorm_store
-
-        return rope_qknorm_store(
-            qkv,
-            rotary.positions,
-            rotary.table,
-            q_norm.weight if q_norm else None,
-            k_norm.weight if k_norm else None,
-            q_norm.eps if q_norm else 0.0,
-            self.kv_cache,
-            metadata.slot_mapping,
-        )
-
-    def attend(self, q: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
-        """q (T, H, D) -> (T, H, D), where the step's keys and values are in the cache already."""
-        return self.backend.attend(q, self.kv_cache, metadata, self.scale)
+        """qkv (T, H + 2 KV, D) -> (T, H, D): QK-norm, RoPE and the store of keys and values in one kernel, then attention."""
+        q_weight, k_weight = (q_norm.weight, k_norm.weight) if q_norm else (None, None)
+        eps = q_norm.eps if q_norm else 0.0
+        return self.backend.attend_fused(qkv, rotary, q_weight, k_weight, eps, self.kv_cache, metadata, self.scale)

@@ -45,5 +45,7 @@ class RMSNorm(nn.Module):
             from nanovllm.kernels.rms_norm import add_rms_norm
 
             return add_rms_norm(x, residual, self.weight, self.eps), residual
+        if cpu_fused.serves(x) and cpu_fused.serves(self.weight):
+            return cpu_fused.add_rms_norm(x, residual, self.weight, self.eps), residual
         residual = residual + x
         return self(residual), residual

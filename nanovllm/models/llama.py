@@ -40,9 +40,8 @@ class LlamaAttention(nn.Module):
     def forward(self, x: torch.Tensor, rotary: RotaryStep, metadata: AttentionMetadata) -> torch.Tensor:
         attn = self.attn
         qkv = self.qkv_proj(x).view(len(x), -1, attn.head_dim)
-        if attn.backend.fused:
-            q = attn.store_fused(qkv, rotary, metadata)
-            return self.o_proj(attn.attend(q, metadata).flatten(1))
+        if attn.backend.fuses(qkv):
+            return self.o_proj(attn.attend_fused(qkv, rotary, metadata).flatten(1))
         q, k, v = qkv.split([attn.num_heads, attn.num_kv_heads, attn.num_kv_heads], dim=1)
         q, k = apply_rotary(q, rotary.cos, rotary.sin), apply_rotary(k, rotary.cos, rotary.sin)
         return self.o_proj(attn(q, k, v, metadata).flatten(1))

@@ -44,9 +44,8 @@ class Qwen3Attention(nn.Module):
     def forward(self, x: torch.Tensor, rotary: RotaryStep, metadata: AttentionMetadata) -> torch.Tensor:
         attn = self.attn
         qkv = self.qkv_proj(x).view(len(x), -1, attn.head_dim)
-        if attn.backend.fused:
-            q = attn.store_fused(qkv, rotary, metadata, self.q_norm, self.k_norm)
-            return self.o_proj(attn.attend(q, metadata).flatten(1))
+        if attn.backend.fuses(qkv):
+            return self.o_proj(attn.attend_fused(qkv, rotary, metadata, self.q_norm, self.k_norm).flatten(1))
         q, k, v = qkv.split([attn.num_heads, attn.num_kv_heads, attn.num_kv_heads], dim=1)
         q = apply_rotary(self.q_norm(q), rotary.cos, rotary.sin)
         k = apply_rotary(self.k_norm(k), rotary.cos, rotary.sin)

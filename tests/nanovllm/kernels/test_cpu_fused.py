@@ -1,12 +1,18 @@
-"""The compiled RMSNorm and RoPE next to float64 PyTorch, on inputs with the strides that the model gives them."""
+"""The compiled loops between the matrix products next to float64 PyTorch, on inputs with the strides that the model gives them."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from nanovllm.attention import AttentionMetadata, get_backend
+from nanovllm.attention.reference import ReferenceAttention
 from nanovllm.kernels import cpu_fused
+from nanovllm.layers.activation import silu_and_mul
+from nanovllm.layers.attention import Attention
 from nanovllm.layers.norm import RMSNorm
 from nanovllm.layers.rotary import RotaryEmbedding, apply_rotary
 
@@ -64,6 +70,88 @@ def test_rotary_equals_float64(tokens, num_heads, head_dim):
     for view in (x, x.contiguous()):
         torch.testing.assert_close(cpu_fused.apply_rotary(view, cos, sin).double(), expected, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(apply_rotary(view, cos, sin).double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def turned(x: torch.Tensor, weight: torch.Tensor | None, eps: float, positions: torch.Tensor) -> torch.Tensor:
+    """QK-norm and RoPE of x (T, heads, D) in float64, theta 10,000."""
+    size = x.shape[-1]
+    x = x.double() if weight is None else F.rms_norm(x.double(), (size,), weight.double(), eps)
+    frequencies = 10000.0 ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
+    angles = positions.double()[:, None, None] * frequencies
+    pairs = torch.complex(x[..., : size // 2], x[..., size // 2 :]) * torch.polar(torch.ones_like(angles), angles)
+    return torch.cat([pairs.real, pairs.imag], dim=-1)
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("contexts", [[1], [5, 17, 64], [33, 2, 40, 16]])
+@pytest.mark.parametrize("decodes", [True, False])
+@pytest.mark.parametrize(("num_heads", "kv_heads", "head_dim"), [(8, 4, 32), (3, 1, 20), (2, 2, 128)])
+def test_a_layers_attention_equals_float64(normed, contexts, decodes, num_heads, kv_heads, head_dim):
+    """Decodes find earlier tokens in the cache; prefills bring all their tokens."""
+    torch.manual_seed(sum(contexts))
+    counts = [1] * len(contexts) if decodes else contexts
+    lens, num_tokens, eps = torch.tensor(contexts, dtype=torch.int32), sum(counts), 1e-2
+    positions = torch.cat([torch.arange(n - count, n) for n, count in zip(contexts, counts, strict=True)])
+    tables = torch.randperm(4 * len(contexts)).int().view(len(contexts), 4)
+    owner = torch.arange(len(contexts)).repeat_interleave(torch.tensor(counts))
+    slots = (tables[owner, positions // 16] * 16 + positions % 16).int()
+    start = torch.tensor([0, *counts]).cumsum(0).int()
+    cache = torch.randn(4 * len(contexts), 2, kv_heads, 16, head_dim)
+    before = cache.double()
+    qkv = torch.randn(num_tokens, num_heads + 2 * kv_heads, head_dim)
+    q_norm, k_norm = (norm(head_dim, eps), norm(head_dim, eps)) if normed else (None, None)
+    if normed:
+        k_norm.weight.data.neg_()
+    layer = Attention(num_heads, kv_heads, head_dim, get_backend("numba"))
+    layer.kv_cache = cache
+    metadata = AttentionMetadata(start, lens, tables, slots, decodes * len(contexts), max(counts), max(contexts))
+    rotary = RotaryEmbedding(head_dim, 10000.0, 128).step(positions, torch.float32, True)
+    assert layer.backend.fuses(qkv)
+    out = layer.attend_fused(qkv, rotary, metadata, q_norm, k_norm)
+
+    q, k, v = qkv.split([num_heads, kv_heads, kv_heads], dim=1)
+    q = turned(q, q_norm and q_norm.weight, eps, positions)
+    before[slots // 16, 0, :, slots % 16] = turned(k, k_norm and k_norm.weight, eps, positions)
+    before[slots // 16, 1, :, slots % 16] = v.double()
+    torch.testing.assert_close(cache.double(), before, rtol=2e-5, atol=2e-5)
+    expected = torch.empty_like(q)
+    ReferenceAttention().prefill(q, before, dataclasses.replace(metadata, num_decodes=0), head_dim**-0.5, expected)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=5e-5)
+
+
+def test_slot_minus_one_stores_nothing():
+    cache = torch.randn(2, 2, 1, 16, 4)
+    before, qkv = cache.clone(), torch.randn(2, 3, 4).numpy()
+    rotary, q = RotaryEmbedding(4, 10000.0, 8), torch.empty(2, 1, 4)
+    slots, weight = torch.tensor([-1, 3], dtype=torch.int32), cpu_fused.NO_WEIGHT
+    arrays = torch.arange(2).numpy(), rotary.table.numpy(), cache.numpy(), slots.numpy(), q.numpy()
+    cpu_fused.qknorm_rope_store(qkv, weight, weight, 0.0, *arrays)
+    changed = (cache != before).any(dim=-1).nonzero().tolist()
+    assert changed == [[0, 0, 0, 3], [0, 1, 0, 3]]
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 16, 301])
+@pytest.mark.parametrize("size", [1, 6, 33, 256])
+def test_add_and_norm_equal_float64(tokens, size):
+    module = norm(size, 1e-2)
+    x, residual = torch.randn(tokens, size), torch.randn(tokens, size)
+    total = x.double() + residual.double()
+    normed, added = module.after_add(x, residual)
+    torch.testing.assert_close(added.double(), total, rtol=1e-6, atol=1e-6)
+    expected = F.rms_norm(total, (size,), module.weight.double(), 1e-2)
+    torch.testing.assert_close(normed.double(), expected, rtol=5e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 16, 301])
+@pytest.mark.parametrize("size", [1, 6, 33, 640])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 20.0, 1e3])
+def test_silu_times_up_equals_float64(tokens, size, scale):
+    gate_up = torch.randn(tokens, 2 * size) * scale
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    # Below -87 the exponential stays at e^-87, where silu is nothing.
+    torch.testing.assert_close(silu_and_mul(gate_up).double(), F.silu(gate) * up, rtol=5e-6, atol=1e-30)
+    gate_up[:, 0] = float("nan")
+    assert silu_and_mul(gate_up)[:, 0].isnan().all()
 
 
 def test_nan_stays_visible():
