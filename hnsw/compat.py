@@ -157,9 +157,9 @@ class Index(_Base):
             raise RuntimeError("the index is initialised already")
         max_elements = check_integer("max_elements", max_elements, 0)
         # As in hnswlib, an insertion never looks at fewer candidates than it makes links.
-        self._index = _Index(self._dim, self._space, M, max(check_integer("ef_construction", ef_construction, 1), M))
-        self._index.seed = check_integer("random_seed", random_seed, 0)
-        self._index._rng = np.random.default_rng(random_seed)
+        ef_construction = max(check_integer("ef_construction", ef_construction, 1), M)
+        seed = check_integer("random_seed", random_seed, 0)
+        self._index = _Index(self._dim, self._space, M, ef_construction, seed)
         self._max_elements = max_elements
         self._allow_replace_deleted = bool(allow_replace_deleted)
 

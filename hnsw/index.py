@@ -23,6 +23,7 @@ from .simple import (
     check_vectors,
     default_batch,
     draw_levels,
+    level_generator,
     unit_length,
 )
 
@@ -72,7 +73,7 @@ class Index:
         self.ef_upper = check_integer("ef_upper", ef_upper, 1)
         self.num_threads = num_threads
         self.ef = 50
-        self._rng = np.random.default_rng(seed)
+        self._rng = level_generator(self.seed)
         self._metric = METRICS.index(metric)
         self._columns = -(-dim // core.LINE) * core.LINE
         self._entry, self._top = -1, -1

@@ -15,6 +15,16 @@ import numpy as np
 
 METRICS = ("l2", "ip", "cosine")
 BLOCK = 4096  # rows that are checked, and levels that are drawn, at a time
+LEVELS = 1603_09320  # names the levels' stream of random numbers: any number but 0, which would name default_rng(seed)
+
+
+def level_generator(seed: int) -> np.random.Generator:
+    """The random numbers of an index's levels: a stream of their own, apart from `default_rng(seed)`.
+
+    Callers draw their vectors from that one, often with the same seed. Shared, it would tie a node's level to its place:
+    the upper layers would lie at one edge of the data, and a search would start far from most of what it looks for.
+    """
+    return np.random.default_rng([seed, LEVELS])
 
 
 def draw_levels(rng: np.random.Generator, count: int, ml: float) -> np.ndarray:
@@ -155,7 +165,7 @@ class HNSWSimple:
         self.entry_point: int | None = None
         self._vectors = np.empty((16, dim), dtype=np.float32)
         self._count = 0
-        self._rng = np.random.default_rng(seed)
+        self._rng = level_generator(check_integer("seed", seed, 0))
 
     def __len__(self) -> int:
         return self._count

@@ -1,17 +1,19 @@
 """Files: a round trip loses nothing; whatever is wrong with a file, the error says what and names the file."""
 
 import json
+import math
 import os
 import pickle
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from vector_sets import grid
 
 from hnsw import FileError, Index
-from hnsw.simple import METRICS
+from hnsw.simple import METRICS, draw_levels
 from hnsw.storage import PREFIX
 
 
@@ -217,3 +219,18 @@ def test_the_same_index_writes_the_same_bytes(tmp_path):
     for name in "ab":
         busy()[0].save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_file_written_before_the_levels_had_their_own_stream_loads_and_goes_on():
+    # 20 vectors, M 2, seed 4, id 3 deleted; its levels came from default_rng(4), whose state the file holds
+    X = (np.arange(40).reshape(20, 2) * 7 % 50).astype(np.float32)
+    index = Index.load(Path(__file__).parent / "data" / "version_1.hnsw", dim=2, metric="l2")
+    live = [id for id in range(20) if id != 3]
+    assert (index.M, index.ef_construction, index.seed, index.ids.tolist()) == (2, 20, 4, live)
+    assert np.array_equal(index.get(live), X[live])
+    _, distances = index.search(X, 5, ef=20)
+    assert np.array_equal(distances, np.sort(((X[:, None] - X[live]) ** 2).sum(-1))[:, :5])
+    index.add(X[:10] + 1)
+    index.check()
+    drawn = draw_levels(np.random.default_rng(4), 30, 1 / math.log(2))
+    assert [len(index.links(id)) - 1 for id in index.ids] == np.delete(drawn, 3).tolist()
