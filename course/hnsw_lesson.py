@@ -1,8 +1,7 @@
 """What notebook 08 uses: a map to walk on, graphs with and without layers, peers, and the checkers of its exercises.
 
 All coordinates are whole numbers, small enough that float32 computes every squared distance exactly. So each machine
-builds the same graphs and takes the same walks, and the notebook can compare the counts. No set has the seed 0, which the
-index's levels have: one stream of random numbers for both would tie a node's level to its place.
+builds the same graphs and takes the same walks, and the notebook can compare the counts.
 """
 
 from __future__ import annotations

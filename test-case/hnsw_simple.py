@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of points and levels (default: 0)")
     options = parser.parse_args(arguments)
 
-    rng = np.random.default_rng(options.seed + 1)  # not the index's: points drawn from its stream decide its levels
+    rng = np.random.default_rng(options.seed)
     points = rng.random((options.n, options.dim), dtype=np.float32)
     query = rng.random(options.dim, dtype=np.float32)
 

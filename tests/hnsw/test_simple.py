@@ -140,6 +140,7 @@ def test_few_vectors():
         ({"ef_search": 0}, "ef_search"),
         ({"metric": "L2"}, "metric must be one of l2, ip, cosine"),
         ({"ml": math.inf}, "ml"),
+        ({"seed": -1}, "seed"),
     ],
 )
 def test_bad_settings_are_named(arguments, message):
