@@ -174,6 +174,10 @@ class StaticAttention:
     supports_cuda_graphs = True
     fused = False
 
+    def fuses(self, qkv: Tensor) -> bool:
+        """Never: every operation is a launch of its own here."""
+        return False
+
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, kv_cache: Tensor, metadata: AttentionMetadata, scale: float
     ) -> Tensor:
