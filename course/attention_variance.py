@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from course.exercises import Wrong, checker, expect_close
+from nanovllm.attention import AttentionMetadata
+
+if TYPE_CHECKING:
+    from nanovllm.layers.attention import Attention
 
 # What one draw may hold at a time: 2**22 float64 numbers are 32 MiB.
 _CHUNK_ENTRIES = 1 << 22
@@ -427,6 +431,30 @@ def capture_heads(model: Any, token_ids: Sequence[int]) -> list[LayerHeads]:
             )
         )
     return captured
+
+
+@torch.no_grad()
+def engine_attention(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What a layer of the engine makes of one sequence: a prefill of all tokens but the last, then a decode of the last.
+
+    q (H, T, D), k and v (KV, T, D), float32 on the CPU -> (H, T, D). The layer gets a KV cache for it.
+    """
+    tokens, block_size = q.shape[1], 16
+    num_blocks = -(-tokens // block_size)
+    attention.kv_cache = torch.zeros(num_blocks, 2, k.shape[0], block_size, k.shape[2])
+    parts = []
+    for start, stop in ((0, tokens - 1), (tokens - 1, tokens)):
+        metadata = AttentionMetadata(
+            query_start=torch.tensor([0, stop - start], dtype=torch.int32),
+            context_lens=torch.tensor([stop], dtype=torch.int32),
+            block_tables=torch.arange(num_blocks, dtype=torch.int32)[None],
+            slot_mapping=torch.arange(start, stop, dtype=torch.int32),
+            num_decodes=int(start > 0),
+            max_query_len=stop - start,
+            max_context_len=stop,
+        )
+        parts.append(attention(*(x[:, start:stop].transpose(0, 1).contiguous() for x in (q, k, v)), metadata))
+    return torch.cat(parts).transpose(0, 1)
 
 
 @contextmanager

@@ -205,6 +205,33 @@ def steps_beside_a_prompt(llm: Any, batch: int, prompt_tokens: int, before: int 
     return {"budget": budget, "steps": steps}
 
 
+def pieces_beside(llm: Any, batch: int, lengths: Sequence[int]) -> list[list[int]]:
+    """Let `batch` requests decode, let prompts of `lengths` arrive together; the tokens of each that a step reads, by step."""
+    from nanovllm import SamplingParams
+
+    llm.async_scheduling = False  # one step at a time: on a GPU the engine would launch the next one first
+    params = SamplingParams(temperature=0, max_tokens=llm.max_model_len, ignore_eos=True)
+    asked = [llm.add_request(prompt, params) for prompt in roofline.random_prompts(llm, batch, 4, seed=1)]
+    while llm.step().num_decode_tokens < batch:
+        pass
+    one = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
+    prompts = [roofline.random_prompts(llm, 1, n, seed=2 + i)[0] for i, n in enumerate(lengths)]
+    arrived = [llm.add_request(prompt, one) for prompt in prompts]
+    sequences = [llm.get_request(request).sequences[0] for request in arrived]
+    steps, read = [], [0] * len(lengths)
+    try:
+        while read != list(lengths):
+            llm.step()
+            now = [n if seq.is_finished else seq.num_computed_tokens for seq, n in zip(sequences, lengths, strict=True)]
+            steps.append([after - before for before, after in zip(read, now, strict=True)])
+            read = now
+    finally:
+        for request in asked + arrived:
+            llm.abort(request)
+            llm.take_output(request)
+    return steps
+
+
 # --- recorded runs -------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +401,24 @@ def draw_beside(runs: Sequence[Mapping[str, Any]], title: str) -> Any:
     axes[0][0].set_ylabel("ms between two tokens")
     axes[0][-1].legend()
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def draw_pieces(shares: Mapping[str, Sequence[Sequence[int]]], decoding: int, budget: int) -> Any:
+    """For each name, the tokens of every step as stacked bars: decodes below, then the pieces of each prompt."""
+    figure, axes = plots.figure(1, len(shares), figsize=(9.0, 3.2), sharey=True, squeeze=False)
+    for axis, (name, steps) in zip(axes[0], shares.items(), strict=True):
+        numbers, below = range(1, len(steps) + 1), [0] * len(steps)
+        prompts = zip(*steps, strict=True)
+        rows = {"decodes": [decoding] * len(steps)} | {f"prompt {i}": row for i, row in enumerate(prompts, 1)}
+        for (label, tokens), colour in zip(rows.items(), plots.COLOURS, strict=False):
+            axis.bar(numbers, tokens, bottom=below, color=colour, label=label)
+            below = [b + t for b, t in zip(below, tokens, strict=True)]
+        axis.axhline(budget, color="#2B2B2B", linestyle="--", linewidth=1.2, label="budget")
+        axis.set(title=name, xlabel="step", xticks=list(numbers), ylim=(0, 1.1 * budget))
+        axis.grid(axis="x", visible=False)
+    axes[0][0].set_ylabel("tokens")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), ncols=5, loc="outside lower center")
     return figure
 
 
