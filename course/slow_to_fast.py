@@ -131,7 +131,7 @@ CPU_LADDER = (
     Rung("static batches", _PLAIN, ("loops", "packed"), static_batches),
     Rung("continuous batching", _PLAIN, ("loops", "packed")),
     Rung("prefix caching", _SHARED, ("loops", "packed")),
-    Rung("norm and RoPE as one loop", _SHARED, ("packed",)),
+    Rung("small operations as loops", _SHARED, ("packed",)),
     Rung("compiled decode attention", _COMPILED, ("packed",)),
     Rung("packed weights", _COMPILED),
 )
@@ -270,7 +270,8 @@ def print_gains(runs: Sequence[Run], config: ModelConfig, roof: roofline.Roof) -
 
 # --- the parts of a step -------------------------------------------------------------------------------------------
 
-PARTS = ("matrix products", "attention", "norms and RoPE", "everything else")
+PARTS = ("matrix products", "attention", "norms and SiLU", "everything else")
+"""attention: all between the projections, that is QK-norm, RoPE, the cache's new entries, and attention itself."""
 
 
 @contextlib.contextmanager
@@ -284,6 +285,9 @@ def clocked(llm: Any) -> Iterator[dict[str, float]]:
 
     seconds = dict.fromkeys(PARTS, 0.0)
     part_of = {LinearBase: PARTS[0], ParallelLMHead: PARTS[0], Attention: PARTS[1], RMSNorm: PARTS[2]}
+    of_heads = {
+        m for layer in llm.model_runner.model.model.layers for m in (layer.self_attn.q_norm, layer.self_attn.k_norm)
+    }
 
     running: list[str] = []
 
@@ -304,13 +308,15 @@ def clocked(llm: Any) -> Iterator[dict[str, float]]:
         for module in llm.model_runner.model.modules():
             for kind, part in part_of.items():
                 if isinstance(module, kind):
+                    part = PARTS[1] if module in of_heads else part
                     stack.enter_context(patch.object(module, "forward", timed(module.forward, part)))
             # The fused paths pass `forward` by.
             if isinstance(module, Attention):
                 stack.enter_context(patch.object(module, "attend_fused", timed(module.attend_fused, PARTS[1])))
             if isinstance(module, RMSNorm):
                 stack.enter_context(patch.object(module, "after_add", timed(module.after_add, PARTS[2])))
-        stack.enter_context(patch.object(qwen3, "apply_rotary", timed(qwen3.apply_rotary, PARTS[2])))
+        stack.enter_context(patch.object(qwen3, "apply_rotary", timed(qwen3.apply_rotary, PARTS[1])))
+        stack.enter_context(patch.object(qwen3, "silu_and_mul", timed(qwen3.silu_and_mul, PARTS[2])))
         yield seconds
 
 
