@@ -386,8 +386,9 @@ def draw_profile(profile: Mapping[str, Any], microseconds: float) -> Any:
             axis.broken_barh(spans, (height, 0.4), facecolors=colour, edgecolor="white", linewidth=0.2)
         kernels = profile[name]["kernels"]
         end, busy = kernels[-1][0] + kernels[-1][1], sum(length for _, length, _ in kernels)
+        calls = len(profile[name]["calls"])
         axis.set(
-            title=f"{title}: {len(profile[name]['calls'])} calls, {len(kernels)} kernels, {end / 1e3:.2f} ms, "
+            title=f"{title}: {calls} call{'s' if calls > 1 else ''}, {len(kernels)} kernels, {end / 1e3:.2f} ms, "
             f"{busy / 1e3:.2f} ms of them work",
             ylim=(0, 1),
             xlim=(0, microseconds),

@@ -355,7 +355,7 @@ def draw_batches(runs: Mapping[str, Sequence[tuple[int, float]]]) -> Any:
     right.set(
         xlabel="sequences in the batch", ylabel="tokens a second, all together", title="What the machine delivers"
     )
-    left.legend()
+    figure.legend(*left.get_legend_handles_labels(), ncols=3, loc="outside lower center")
     return figure
 
 

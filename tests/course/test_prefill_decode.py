@@ -110,6 +110,13 @@ def test_served_steps_give_each_request_its_tokens(llm):
     assert len(steps) < lesson.static_steps(lengths, 4)
 
 
+def test_pieces_beside_decodes_fill_the_budget_and_leave_nothing_behind():
+    with LLM(device="cpu", dtype="float32", max_num_seqs=8, max_num_batched_tokens=40, enforce_eager=True) as llm:
+        steps = lesson.pieces_beside(llm, 4, [90, 10])
+        assert not llm.has_unfinished
+    assert steps == [[20, 10], [36, 0], [34, 0]]  # half of 40 while a short prompt waits, then all but the 4 decodes
+
+
 def test_gradients_keep_memory_and_the_other_modes_do_not():
     model = anatomy.load_transformers(EMBEDDED_MODEL)
     modes = (torch.enable_grad, torch.no_grad, torch.inference_mode)
@@ -129,6 +136,7 @@ def test_pictures_can_be_drawn():
         lesson.draw_batches({"here": [(1, 1e-3), (2, 1e-3)]}),
         lesson.draw_schedule({"static": lesson.static_schedule([2, 1], 2)}, 2),
         lesson.draw_beside([{"budget": 16, "steps": steps}, {"budget": 8, "steps": steps}], "beside"),
+        lesson.draw_pieces({"in order": [[6, 0], [3, 2]], "fair": [[4, 2], [5, 0]]}, decoding=2, budget=8),
     ]
     assert len({plots.png(figure) for figure in figures}) == len(figures)
 

@@ -254,6 +254,19 @@ def test_logit_bound_holds_and_can_be_reached(qwen3):
     assert (q @ k).item() / 2 == pytest.approx(av.logit_bound(gain, gain))
 
 
+@pytest.mark.parametrize("tokens", [2, 16, 37])
+def test_the_engines_layer_attends_as_torch_does_in_its_prefill_and_its_decode(tokens):
+    from nanovllm.attention import get_backend
+    from nanovllm.layers.attention import Attention
+
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(heads, tokens, 8, generator=generator) for heads in (4, 2, 2))
+    want = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=True)
+    for name in ("reference", "numba"):
+        got = av.engine_attention(Attention(4, 2, 8, get_backend(name)), q, k, v)
+        assert (got - want[0]).abs().max() < 1e-5
+
+
 def test_override_scale_holds_inside_the_block_only(qwen3):
     ids = torch.tensor([TOKENS])
     with torch.no_grad():
