@@ -50,6 +50,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--label", help="added to the engine's name in the results, such as before-fusion")
     parser.add_argument("--max-model-len", type=int, default=4096, help="default %(default)s")
+    parser.add_argument(
+        "--max-num-batched-tokens",
+        type=int,
+        default=16384,
+        help="tokens of a step; default %(default)s, nano-vllm's own",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the workload (default %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default %(default)s)")
 
@@ -69,7 +75,11 @@ def check(args: argparse.Namespace) -> None:
 
 def settings(args: argparse.Namespace) -> dict:
     """The arguments of the engine's LLM."""
-    found = {"max_model_len": args.max_model_len, "enforce_eager": args.enforce_eager}
+    found = {
+        "max_model_len": args.max_model_len,
+        "max_num_batched_tokens": args.max_num_batched_tokens,
+        "enforce_eager": args.enforce_eager,
+    }
     for text in args.set:
         name, equals, value = text.partition("=")
         if not equals:

@@ -65,6 +65,12 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     return chosen
 
 
+def largest_step(num_tokens: int, longest: int, max_num_seqs: int) -> list[int]:
+    """Tokens of each sequence of a step that fills the budget with the longest sequences and what is left of it."""
+    whole, rest = divmod(num_tokens, longest)
+    return ([longest] * whole + [rest] * (rest > 0))[:max_num_seqs]
+
+
 class LaunchedStep:
     """A step on its way: the host may go on, and ask for the tokens when it needs them.
 
@@ -229,11 +235,10 @@ class ModelRunner:
         A cache of one block is enough: nothing is stored (slot -1), and every table points at that block.
         """
         self._allocate_kv_cache(1)
-        num_seqs = min(self.config.max_num_seqs, self.config.max_num_batched_tokens)
-        longest = min(self.max_model_len, self.config.max_num_batched_tokens)
-        counts = [longest] * (self.config.max_num_batched_tokens // longest)
-        num_seqs = min(num_seqs, len(counts))
-        counts = counts[:num_seqs]
+        config = self.config
+        longest = min(self.max_model_len, config.max_num_batched_tokens)
+        counts = largest_step(config.max_num_batched_tokens, longest, config.max_num_seqs)
+        num_seqs = len(counts)
         num_tokens = sum(counts)
 
         def tensor(values: list[int], dtype: torch.dtype = torch.int32) -> torch.Tensor:

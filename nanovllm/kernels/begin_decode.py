@@ -24,8 +24,7 @@ def _begin_decode_kernel(
     BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()  # and no early start for the next kernel: later ones read all this without waiting
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     mask = row < num_rows
     position = tl.load(positions + row, mask=mask, other=-1)

@@ -13,9 +13,13 @@ Idea 3, merge what was cut: a program finishes every (sequence, head) that lies 
 not it stores a partial: the normalized output and the log-sum-exp of its scores. A program has two partials at most,
 one for the first sequence of its share (slot 0) and one for the last (slot 1). How many programs share a (sequence, head)
 follows from the lengths, so each counts itself in when its partial is stored, and the last one merges them all.
+Storing, counting and merging take as long as reading several tiles, so where there is little work fewer programs share
+it: as if each (sequence, head) had the mean length and were cut into pieces of WHOLE tiles, or into more where half of
+the multiprocessors would have none.
 
-Who has which share follows from the lengths alone, which are the same in every layer. So a small kernel plans it once a
-step, and the layers read the plan.
+Idea 4, do not wait for what is known: who has which share follows from the lengths alone, which are the same in every
+layer. So a small kernel plans it once a step, and the layers read the plan, and the block tables of their first tiles,
+before they wait for the kernel that computes the queries. The next sequence's are read before the last one's are done.
 
 The grid depends on the number of rows and on the largest context allowed, never on the lengths, which are read on the
 device: a CUDA graph captured once serves every step. A sequence with no tokens (padding) owns one tile, with every
@@ -38,9 +42,14 @@ from nanovllm.kernels.launch import early_launch
 from nanovllm.kernels.paging import tile_blocks, tile_offsets
 
 LOG2_E = 1.4426950408889634
-INTERPRETER_PROGRAMS = 6
+INTERPRETER_SMS = 2
+"""Multiprocessors that the interpreter plays."""
 PLAN_WIDTH = 8
 """int32 numbers for each program; six are used."""
+WHOLE = 8
+"""Tiles that one program reads in less time than two programs and a merge."""
+PARTS = 16
+"""Partials that are merged at once."""
 
 
 class DecodeConfig(NamedTuple):
@@ -52,17 +61,20 @@ class DecodeConfig(NamedTuple):
     stages: int
 
 
-# By bytes of one key row (head_dim * itemsize).
+# By bytes of one key row (head_dim * itemsize). With FEW, of (sequence, head) pairs, a multiprocessor has one program or
+# two, which must have more tiles on their way.
 CONFIGS = {
     256: DecodeConfig(tile=64, programs_per_sm=3, warps=4, stages=2),
     512: DecodeConfig(tile=32, programs_per_sm=3, warps=4, stages=3),
     1024: DecodeConfig(tile=16, programs_per_sm=3, warps=4, stages=3),
 }
+FEW = 128
+CONFIGS_OF_FEW = CONFIGS | {256: DecodeConfig(tile=64, programs_per_sm=2, warps=4, stages=3)}
 
 
-def default_config(head_dim: int, itemsize: int) -> DecodeConfig:
-    """The measured configuration for rows of head_dim * itemsize bytes."""
-    return CONFIGS[max(256, head_dim * itemsize)]
+def default_config(head_dim: int, itemsize: int, num_pairs: int) -> DecodeConfig:
+    """The measured configuration for rows of head_dim * itemsize bytes and so many (sequence, KV head) pairs."""
+    return (CONFIGS_OF_FEW if num_pairs <= FEW else CONFIGS)[max(256, head_dim * itemsize)]
 
 
 def decode_bytes(context_lens: list[int], q_heads: int, kv_heads: int, head_dim: int, itemsize: int) -> int:
@@ -111,13 +123,16 @@ def _share_start(program, total, programs):
 
 @triton.jit(do_not_specialize=["num_seqs"])
 def _plan_kernel(
-    context_lens, plan, num_seqs, KV: tl.constexpr, TILE: tl.constexpr, PLAN_WIDTH: tl.constexpr, PDL: tl.constexpr
+    context_lens, plan, num_seqs,
+    KV: tl.constexpr, TILE: tl.constexpr, WHOLE: tl.constexpr, SMS: tl.constexpr, PLAN_WIDTH: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()  # and no early start for the next kernel: it reads the plan without waiting
     total = KV * _tiles_before(context_lens, num_seqs, num_seqs, TILE)
-    programs = tl.minimum(tl.num_programs(0), total)
+    pairs = KV * num_seqs
+    pieces = tl.maximum(tl.cdiv(total, pairs * WHOLE), SMS // 2 // pairs)  # of a pair of mean length
+    programs = tl.minimum(tl.minimum(tl.num_programs(0), pairs * pieces), total)
     program = tl.program_id(0)
     share = plan + program * PLAN_WIDTH
     if program < programs:
@@ -135,16 +150,42 @@ def _plan_kernel(
 
 
 @triton.jit
+def _merge(
+    part_out, part_lse, first_program, last_program, first_slot,
+    G: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """The attention (GROUP, D) of a (sequence, head) that these programs computed parts of, PARTS partials at a time."""
+    heads = tl.arange(0, GROUP)
+    top = tl.full([GROUP], -1.0e30, tl.float32)
+    norm = tl.zeros([GROUP], tl.float32)
+    acc = tl.zeros([GROUP, D], tl.float32)
+    for first in range(first_program, last_program + 1, PARTS):
+        program = first + tl.arange(0, PARTS)
+        slot = program * 2 + tl.where(program == first_program, first_slot, 0)
+        row = slot[:, None] * G + heads[None, :]
+        mask = (program <= last_program)[:, None] & (heads < G)[None, :]
+        # Other programs wrote them: .cg reads past this multiprocessor's own cache.
+        lse = tl.load(part_lse + row, mask=mask, other=-1.0e30, cache_modifier=".cg")
+        place = part_out + row[:, :, None] * D + tl.arange(0, D)[None, None, :]
+        partial = tl.load(place, mask=mask[:, :, None], other=0.0, cache_modifier=".cg")
+        new_top = tl.maximum(top, tl.max(lse, 0))
+        rescale = tl.exp2(top - new_top)
+        weight = tl.exp2(lse - new_top[None, :])
+        norm = norm * rescale + tl.sum(weight, 0)
+        acc = acc * rescale[:, None] + tl.sum(weight[:, :, None] * partial, 0)
+        top = new_top
+    return acc / tl.maximum(norm, 1.0e-30)[:, None]
+
+
+@triton.jit
 def _decode_kernel(
     q, cache, block_tables, context_lens, plan, out, part_out, part_lse, counters,
     scale_log2,
     q_stride_seq, q_stride_head, stride_block, stride_value, stride_head, stride_token, table_stride,
-    KV: tl.constexpr, G: tl.constexpr, D: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PLAN_WIDTH: tl.constexpr, PDL: tl.constexpr,
+    KV: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, PLAN_WIDTH: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     program = tl.program_id(0)
     share = plan + program * PLAN_WIDTH
     tile = tl.load(share)
@@ -158,9 +199,14 @@ def _decode_kernel(
     dims = tl.arange(0, D)
     row_mask = (rows < G)[:, None]
     share_first = tile
+    length = tl.load(context_lens + seq, mask=tile < end, other=0)
+    tiles = tl.maximum(tl.cdiv(length, TILE), 1)
+    table = block_tables + seq.to(tl.int64) * table_stride
+    blocks = tile_blocks(table, (tile - seq_start) % tiles * TILE, length, BLOCK_SIZE, TILE)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     while tile < end:
-        length = tl.load(context_lens + seq)
-        tiles = tl.maximum(tl.cdiv(length, TILE), 1)
         head = (tile - seq_start) // tiles
         head_start = seq_start + head * tiles
         first = tile - head_start
@@ -169,12 +215,10 @@ def _decode_kernel(
         q_rows = q + seq.to(tl.int64) * q_stride_seq + (head * G + rows)[:, None] * q_stride_head + dims[None, :]
         query = tl.load(q_rows, mask=row_mask, other=0.0)
         head_cache = cache + head * stride_head
-        table = block_tables + seq.to(tl.int64) * table_stride
         top = tl.full([ROWS], -1.0e30, tl.float32)  # running maximum; finite, so that a fully masked tile gives no NaN
         norm = tl.zeros([ROWS], tl.float32)
         acc = tl.zeros([ROWS, D], tl.float32)
-        # Read one tile ahead: the loads below then depend on no other load of their iteration and pipeline deeper.
-        blocks = tile_blocks(table, first * TILE, length, BLOCK_SIZE, TILE)
+        # Blocks are read one tile ahead: the loads below then depend on no other load of their iteration and pipeline deeper.
         for i in range(first, last):
             valid = i * TILE + tl.arange(0, TILE) < length
             offsets = tile_offsets(blocks, i * TILE, stride_block, stride_token, BLOCK_SIZE, TILE)
@@ -191,10 +235,22 @@ def _decode_kernel(
             acc = acc * rescale[:, None] + tl.dot(weights.to(value.dtype), value, input_precision="ieee")
             top = new_top
 
+        # Where the next tiles lie is asked before this result is written.
+        this_seq = seq
+        tile = head_start + last
+        whole = last - first == tiles
+        if tile == seq_start + KV * tiles:
+            seq_start = tile
+            seq += 1
+        next_length = tl.load(context_lens + seq, mask=tile < end, other=0)
+        next_tiles = tl.maximum(tl.cdiv(next_length, TILE), 1)
+        table = block_tables + seq.to(tl.int64) * table_stride
+        blocks = tile_blocks(table, (tile - seq_start) % next_tiles * TILE, next_length, BLOCK_SIZE, TILE)
+
         result = acc / tl.maximum(norm, 1.0e-30)[:, None]
-        out_rows = out + ((seq.to(tl.int64) * KV + head) * G + rows)[:, None] * D + dims[None, :]
-        if last - first == tiles:
-            tl.store(out_rows, result.to(out.dtype.element_ty), mask=row_mask)
+        out_head = out + (this_seq.to(tl.int64) * KV + head) * G * D
+        if whole:
+            tl.store(out_head + rows[:, None] * D + dims[None, :], result.to(out.dtype.element_ty), mask=row_mask)
         else:
             slot = program * 2 + (head_start > share_first).to(tl.int32)
             tl.store(part_out + (slot * G + rows)[:, None] * D + dims[None, :], result, mask=row_mask)
@@ -202,33 +258,17 @@ def _decode_kernel(
             # Tile t belongs to the last program whose share starts at or before it: p * total < (t + 1) * programs.
             first_program = (((head_start + 1).to(tl.int64) * programs - 1) // total).to(tl.int32)
             last_program = (((head_start + tiles).to(tl.int64) * programs - 1) // total).to(tl.int32)
-            counter = counters + seq * KV + head
+            counter = counters + this_seq * KV + head
             tl.debug_barrier()  # all of this program's stores come before it counts itself in
             arrived = tl.atomic_add(counter, 1, sem="acq_rel")
             if arrived == last_program - first_program:
                 tl.store(counter, 0)  # for the next launch
-                top = tl.full([ROWS], -1.0e30, tl.float32)
-                norm = tl.zeros([ROWS], tl.float32)
-                acc = tl.zeros([ROWS, D], tl.float32)
                 first_slot = (_share_start(first_program, total, programs) < head_start).to(tl.int32)
-                for p in range(first_program, last_program + 1):
-                    part = p * 2 + first_slot * (p == first_program)
-                    # Other programs wrote them: .cg reads past this multiprocessor's own cache.
-                    lse = tl.load(part_lse + part * G + rows, mask=rows < G, other=0.0, cache_modifier=".cg")
-                    part_rows = part_out + (part * G + rows)[:, None] * D + dims[None, :]
-                    partial = tl.load(part_rows, mask=row_mask, other=0.0, cache_modifier=".cg")
-                    new_top = tl.maximum(top, lse)
-                    rescale = tl.exp2(top - new_top)
-                    weight = tl.exp2(lse - new_top)
-                    norm = norm * rescale + weight
-                    acc = acc * rescale[:, None] + weight[:, None] * partial
-                    top = new_top
-                tl.store(out_rows, (acc / norm[:, None]).to(out.dtype.element_ty), mask=row_mask)
-
-        tile = head_start + last
-        if tile == seq_start + KV * tiles:
-            seq_start = tile
-            seq += 1
+                merged = _merge(part_out, part_lse, first_program, last_program, first_slot, G, GROUP, D, PARTS)
+                heads = tl.arange(0, GROUP)[:, None]
+                tl.store(out_head + heads * D + dims[None, :], merged.to(out.dtype.element_ty), mask=heads < G)
+        length = next_length
+        tiles = next_tiles
 
 
 def plan_decode(
@@ -237,21 +277,21 @@ def plan_decode(
     """Each program's share of the tiles, (programs, PLAN_WIDTH) int32: the same in all layers of a step.
 
     A row holds the share's first tile and its end, the sequence of the first tile, that sequence's first tile, the number
-    of all tiles, and the number of programs that have a share.
+    of all tiles, and the number of programs that have a share. Programs without one have an empty share.
     """
     kv_heads, head_dim = kv_cache.shape[2], kv_cache.shape[4]
-    config = config or default_config(head_dim, kv_cache.element_size())
     num_seqs = len(context_lens)
+    config = config or default_config(head_dim, kv_cache.element_size(), num_seqs * kv_heads)
     programs = num_seqs * kv_heads * max(triton.cdiv(max_context_len, config.tile), 1)
+    sms = INTERPRETER_SMS
     if kv_cache.is_cuda:
         sms = torch.cuda.get_device_properties(kv_cache.device).multi_processor_count
-        programs = min(sms * config.programs_per_sm, programs)
-    else:
-        programs = min(INTERPRETER_PROGRAMS, programs)
+    programs = min(sms * config.programs_per_sm, programs)
     plan = torch.empty((programs, PLAN_WIDTH), dtype=torch.int32, device=kv_cache.device)
     _plan_kernel[(programs,)](
         context_lens, plan, num_seqs,
-        KV=kv_heads, TILE=config.tile, PLAN_WIDTH=PLAN_WIDTH, num_warps=4, **early_launch(kv_cache),
+        KV=kv_heads, TILE=config.tile, WHOLE=WHOLE, SMS=sms, PLAN_WIDTH=PLAN_WIDTH,
+        num_warps=4, **early_launch(kv_cache),
     )  # fmt: skip
     return plan
 
@@ -286,7 +326,7 @@ def paged_decode(
     group = q_heads // kv_heads
     if counters is None:
         counters = torch.zeros(num_seqs * kv_heads, dtype=torch.int32, device=q.device)
-    config = config or default_config(head_dim, kv_cache.element_size())
+    config = config or default_config(head_dim, kv_cache.element_size(), num_seqs * kv_heads)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
 
     plan = plan_decode(context_lens, kv_cache, max_context_len, config) if plan is None else plan
@@ -299,8 +339,8 @@ def paged_decode(
         q, kv_cache, block_tables, context_lens, plan, out, part_out, part_lse, counters,
         scale * LOG2_E,
         q.stride(0), q.stride(1), stride_block, stride_value, stride_head, stride_token, block_tables.stride(0),
-        KV=kv_heads, G=group, D=head_dim, BLOCK_SIZE=block_size, TILE=config.tile,
-        ROWS=max(16, triton.next_power_of_2(group)), num_warps=config.warps, num_stages=config.stages,
-        PLAN_WIDTH=PLAN_WIDTH, **early_launch(q),
+        KV=kv_heads, G=group, GROUP=triton.next_power_of_2(group), D=head_dim, BLOCK_SIZE=block_size, TILE=config.tile,
+        ROWS=max(16, triton.next_power_of_2(group)), PARTS=PARTS, PLAN_WIDTH=PLAN_WIDTH,
+        num_warps=config.warps, num_stages=config.stages, **early_launch(q),
     )  # fmt: skip
     return out

@@ -34,6 +34,17 @@ def _rope_qknorm_store_kernel(
     inside = dim < HALF
     place = qkv + token * qkv_stride_token + head * qkv_stride_head + dim
     mask = (head < H + 2 * KV) & inside
+    # What does not come from the kernel before this one is read before the wait for it.
+    angles = table + tl.load(positions + token).to(tl.int64) * D + dim
+    cos = tl.load(angles, mask=inside, other=0.0)
+    sin = tl.load(angles + HALF, mask=inside, other=0.0)
+    slot = tl.load(slot_mapping + token).to(tl.int64)
+    if NORM:
+        is_query = head < H
+        q_first = tl.load(q_weight + dim, mask=inside, other=0.0)
+        k_first = tl.load(k_weight + dim, mask=inside, other=0.0)
+        q_second = tl.load(q_weight + HALF + dim, mask=inside, other=0.0)
+        k_second = tl.load(k_weight + HALF + dim, mask=inside, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -45,17 +56,8 @@ def _rope_qknorm_store_kernel(
     if NORM:
         square = tl.sum(first * first, 1) + tl.sum(second * second, 1)
         inverse = tl.rsqrt(square / D + eps)[:, None]
-        is_query = head < H
-        q_first = tl.load(q_weight + dim, mask=inside, other=0.0)
-        k_first = tl.load(k_weight + dim, mask=inside, other=0.0)
-        q_second = tl.load(q_weight + HALF + dim, mask=inside, other=0.0)
-        k_second = tl.load(k_weight + HALF + dim, mask=inside, other=0.0)
         first = first * inverse * tl.where(is_query, q_first, k_first).to(tl.float32)
         second = second * inverse * tl.where(is_query, q_second, k_second).to(tl.float32)
-
-    angles = table + tl.load(positions + token).to(tl.int64) * D + dim
-    cos = tl.load(angles, mask=inside, other=0.0)
-    sin = tl.load(angles + HALF, mask=inside, other=0.0)
     turned_first = (first * cos - second * sin).to(q_out.dtype.element_ty)
     turned_second = (second * cos + first * sin).to(q_out.dtype.element_ty)
 
@@ -63,7 +65,6 @@ def _rope_qknorm_store_kernel(
     tl.store(queries, turned_first, mask=mask & (head < H))
     tl.store(queries + HALF, turned_second, mask=mask & (head < H))
 
-    slot = tl.load(slot_mapping + token).to(tl.int64)
     if slot >= 0:
         home = cache + (slot // BLOCK_SIZE) * stride_block + (slot % BLOCK_SIZE) * stride_token
         is_key = (head >= H) & (head < H + KV)

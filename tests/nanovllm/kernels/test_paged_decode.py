@@ -48,17 +48,45 @@ def test_every_head_dim(head_dim, device):
 @pytest.mark.parametrize("programs", [1, 2, 3, 5, 8, 13, 64])
 def test_shares_that_cut_sequences_anywhere_merge_to_the_same(programs, device, monkeypatch):
     """The number of programs only moves the cuts: from one program for all to more programs than tiles."""
-    monkeypatch.setattr(module, "INTERPRETER_PROGRAMS", programs)
+    monkeypatch.setattr(module, "INTERPRETER_SMS", programs)
+    monkeypatch.setattr(module, "WHOLE", 1)
     case = random_case([(1, 100), (1, 1), (1, 64), (1, 31), (1, 17)], kv_heads=2, seed=programs, device=device)
     out, expected = run(case, DecodeConfig(tile=16, programs_per_sm=1, warps=4, stages=2), slack=1000)
     assert relative_error(out, expected) < TOLERANCE[torch.float32]
 
 
 def test_one_long_sequence_is_cut_into_many_partials(device, monkeypatch):
-    monkeypatch.setattr(module, "INTERPRETER_PROGRAMS", 40)
+    monkeypatch.setattr(module, "INTERPRETER_SMS", 40)
+    monkeypatch.setattr(module, "WHOLE", 1)
     case = random_case([(1, 700)], kv_heads=1, group=3, seed=4, device=device)
     out, expected = run(case, DecodeConfig(tile=16, programs_per_sm=1, warps=4, stages=2))
     assert relative_error(out, expected) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sms", "programs"),
+    [
+        ([16 * 8] * 3, 2, 6),  # 8 tiles a pair of (sequence, KV head) stay whole
+        ([16 * 9] * 3, 2, 6),  # would be cut, but the grid has no more programs
+        ([16 * 9] * 3, 4, 12),
+        ([16 * 8], 24, 12),  # one sequence alone: cut for half of the multiprocessors
+        ([16 * 3], 24, 6),  # and no further than into tiles
+        ([0, 0, 5], 2, 6),
+    ],
+)
+def test_little_work_is_shared_by_few(lengths, sms, programs, device, monkeypatch):
+    if device != "cpu":
+        pytest.skip("the number of multiprocessors is the GPU's")
+    monkeypatch.setattr(module, "INTERPRETER_SMS", sms)
+    config = DecodeConfig(tile=16, programs_per_sm=3, warps=4, stages=2)
+    cache = torch.zeros(1, 2, 2, 16, 16)
+    plan = module.plan_decode(torch.tensor(lengths, dtype=torch.int32), cache, 1024, config).tolist()
+    total = 2 * sum(max(-(-n // 16), 1) for n in lengths)
+    assert plan[0][4:6] == [total, programs]
+    assert [row[:2] for row in plan[:programs]] == [
+        [p * total // programs, (p + 1) * total // programs] for p in range(programs)
+    ]
+    assert all(row[:2] == [0, 0] for row in plan[programs:])
 
 
 def test_more_sequences_than_one_pass_of_the_search_reads(device):

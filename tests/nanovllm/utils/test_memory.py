@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny import make_checkpoint
 
 from nanovllm import LLM
+from nanovllm.engine.model_runner import largest_step
 from nanovllm.utils.memory import kv_block_bytes, kv_bytes_per_token, num_kv_blocks
 
 
@@ -72,3 +73,10 @@ def test_the_blocks_leave_room_for_a_step_and_no_block_more_would(
     if blocks > 0:
         assert blocks * block_bytes <= rest + slack
     assert (blocks + 1) * block_bytes > rest - slack
+
+
+@given(num_tokens=st.integers(1, 20000), longest=st.integers(1, 5000), max_num_seqs=st.integers(1, 300))
+def test_the_largest_step_fills_the_budget(num_tokens, longest, max_num_seqs):
+    counts = largest_step(num_tokens, min(longest, num_tokens), max_num_seqs)
+    assert 1 <= len(counts) <= max_num_seqs and 0 < min(counts) <= max(counts) <= longest
+    assert sum(counts) == min(num_tokens, max_num_seqs * longest)
