@@ -351,6 +351,10 @@ def draw_batches(runs: Mapping[str, Sequence[tuple[int, float]]]) -> Any:
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    times = [1e3 * seconds for rows in runs.values() for _, seconds in rows]
+    left.set_ylim(0.6 * min(times), max(1.6 * max(times), 12 * min(times)))  # a flat curve shall look flat
+    left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    left.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     left.set(xlabel="sequences in the batch", ylabel="ms a step", title="What one user waits for a token")
     right.set(
         xlabel="sequences in the batch", ylabel="tokens a second, all together", title="What the machine delivers"
