@@ -140,53 +140,108 @@ def _key_distance(key):
     return _bits_float(np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))))
 
 
-def _sum_of_products(difference: bool):
-    """An intrinsic f(q, vectors, row): the sum of (q - v)**2, or of q * v, over a row.
+def _sum_of_products(difference: bool, rows: int):
+    """An intrinsic f(q, vectors, slots): for each of `rows` slots (a tuple), the sum of (q - v)**2, or of q * v.
 
     LINE values at a time, which divide the padded length: what LLVM makes of the plain loop branches between several
-    vectorised copies of it, and at these lengths that costs more than the arithmetic.
+    vectorised copies of it, and at these lengths that costs more than the arithmetic. The additions have the same order
+    for any number of rows, so a pair of vectors has one distance, to the last bit.
     """
 
     @intrinsic
-    def lanes(typingctx, q, vectors, row):
+    def sums(typingctx, q, vectors, slots):
         def codegen(context, builder, signature, args):
             q_type, vectors_type = signature.args[:2]
             q_struct = context.make_array(q_type)(context, builder, args[0])
             struct = context.make_array(vectors_type)(context, builder, args[1])
             zero = context.get_constant(types.intp, 0)
-            v_data = cgutils.get_item_pointer(context, builder, vectors_type, struct, [args[2], zero])
+            data = [
+                cgutils.get_item_pointer(context, builder, vectors_type, struct, [slot, zero])
+                for slot in cgutils.unpack_tuple(builder, args[2])
+            ]
             vector = ir.VectorType(ir.FloatType(), LINE)
-            flags = ("reassoc", "contract", "nsz")
-            total = cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LINE))
+            totals = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LINE)) for _ in data]
+
+            def load(pointer, i):
+                return builder.load(builder.bitcast(builder.gep(pointer, [i]), vector.as_pointer()), align=4)
+
             step = context.get_constant(types.intp, LINE)
             size = builder.extract_value(q_struct.shape, 0)
             with cgutils.for_range_slice(builder, zero, size, step, intp=size.type) as (i, _):
-                a, b = (
-                    builder.load(builder.bitcast(builder.gep(data, [i]), vector.as_pointer()), align=4)
-                    for data in (q_struct.data, v_data)
-                )
-                if difference:
-                    a = b = builder.fsub(a, b, flags=flags)
-                product = builder.fmul(a, b, flags=flags)
-                builder.store(builder.fadd(builder.load(total), product, flags=flags), total)
-            kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), vector])
-            add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LINE}f32")
-            return builder.call(add, [ir.Constant(ir.FloatType(), 0.0), builder.load(total)], fastmath=flags)
+                a = load(q_struct.data, i)
+                for pointer, total in zip(data, totals):
+                    b = load(pointer, i)
+                    x, y = [builder.fsub(a, b)] * 2 if difference else [a, b]
+                    product = builder.fmul(x, y, flags=["contract"])
+                    builder.store(builder.fadd(builder.load(total), product, flags=["contract"]), total)
+            sums = _fold(builder, [builder.load(total) for total in totals])
+            return context.make_tuple(builder, signature.return_type, sums)
 
-        return types.float32(q, vectors, types.intp), codegen
+        return types.UniTuple(types.float32, rows)(q, vectors, types.UniTuple(types.intp, rows)), codegen
 
-    return lanes
+    return sums
 
 
-_squared_difference = _sum_of_products(difference=True)
-_dot = _sum_of_products(difference=False)
+def _fold(builder, vectors):
+    """The sums of one or four LLVM vectors of LINE values: halves are added until one value is left.
+
+    Four are folded to four values each, and then two by two: three additions in place of eight.
+    """
+
+    def pick(a, b, lanes):
+        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes)))
+
+    def halves(v, width):
+        return builder.fadd(pick(v, v, range(width // 2)), pick(v, v, range(width // 2, width)))
+
+    width = LINE
+    while width > 4 or (width > 1 and len(vectors) == 1):
+        vectors = [halves(v, width) for v in vectors]
+        width //= 2
+    if len(vectors) == 4:
+        a, b, c, d = vectors
+        ab = builder.fadd(pick(a, b, [0, 1, 4, 5]), pick(a, b, [2, 3, 6, 7]))
+        cd = builder.fadd(pick(c, d, [0, 1, 4, 5]), pick(c, d, [2, 3, 6, 7]))
+        vectors = [builder.fadd(pick(ab, cd, [0, 2, 4, 6]), pick(ab, cd, [1, 3, 5, 7]))] * 4
+    return [builder.extract_element(v, ir.Constant(ir.IntType(32), i)) for i, v in enumerate(vectors)]
+
+
+_squared_difference, _four_squared_differences = _sum_of_products(True, 1), _sum_of_products(True, 4)
+_dot, _four_dots = _sum_of_products(False, 1), _sum_of_products(False, 4)
 
 
 @inlined
 def _distance(metric, q, vectors, slot):
     if metric == L2:
-        return _squared_difference(q, vectors, np.int64(slot))
-    return np.float32(1) - _dot(q, vectors, np.int64(slot))
+        return _squared_difference(q, vectors, (np.int64(slot),))[0]
+    return np.float32(1) - _dot(q, vectors, (np.int64(slot),))[0]
+
+
+@inlined
+def _four_distances(metric, q, vectors, slots, j):
+    """The distances to slots[j : j + 4] (int64).
+
+    In less than the time of two: each part of q is loaded once, and four sums grow side by side where the CPU would wait
+    for one.
+    """
+    four = (slots[j], slots[j + 1], slots[j + 2], slots[j + 3])
+    if metric == L2:
+        return _four_squared_differences(q, vectors, four)
+    a, b, c, d = _four_dots(q, vectors, four)
+    return np.float32(1) - a, np.float32(1) - b, np.float32(1) - c, np.float32(1) - d
+
+
+@inlined
+def _to_keys(metric, q, vectors, slots, count):
+    """Put in place of slots[:count] their keys, as seen from q. `slots` has room for three more, which are spoiled."""
+    for j in range(count, (count + 3) & ~3):
+        slots[j] = slots[0]
+    for j in range(0, count, 4):
+        a, b, c, d = _four_distances(metric, q, vectors, slots, j)
+        slots[j] = _key(a, slots[j])
+        slots[j + 1] = _key(b, slots[j + 1])
+        slots[j + 2] = _key(c, slots[j + 2])
+        slots[j + 3] = _key(d, slots[j + 3])
 
 
 @compiled
@@ -248,7 +303,8 @@ def _greedy(graph, metric, q, slot, layer):
 def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, fresh):
     """Algorithm 2. `pool` holds the entry points (not expanded, visited) and then the results, farthest first.
 
-    `links` is `links0` with layer 0, `upper` with others. `fresh` is int64 scratch as wide as a row of links.
+    `links` is `links0` with layer 0, `upper` with others. `fresh` is int64 scratch as wide as a row of links and
+    three more.
     """
     width = links.shape[1]
     place = pool.shape[0] - 1  # nearest that may be not expanded; all after it are
@@ -273,10 +329,11 @@ def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, 
             tags[e] = epoch
         for j in range(count):
             _prefetch_row(vectors, fresh[j])
+        _to_keys(metric, q, vectors, fresh, count)
         farthest, near = pool[0], 0
-        for j in range(count):  # the distances first: nothing to guess here either
-            key = _key(_distance(metric, q, vectors, fresh[j]), fresh[j])
-            fresh[near] = key  # over a slot that was read
+        for j in range(count):  # nothing to guess here either
+            key = fresh[j]
+            fresh[near] = key
             near += np.int64(key < farthest)
         for j in range(near):
             key = fresh[j]
@@ -360,7 +417,8 @@ def find_neighbours(graph, metric, entry, top, slots, counter, ef_upper, ef, kee
     m = graph.upper.shape[1]
     pool = np.empty(ef, np.int64)
     keys = np.empty(ef, np.int64)
-    fresh = np.empty(graph.links0.shape[1], np.int64)
+    before = np.empty(slots.shape[0] + 3, np.int64)
+    fresh = np.empty(graph.links0.shape[1] + 3, np.int64)
     while True:
         i = _take(counter)
         if i >= slots.shape[0]:
@@ -379,13 +437,15 @@ def find_neighbours(graph, metric, entry, top, slots, counter, ef_upper, ef, kee
                 count += 1
             for j in range(ef):
                 keys[j] = pool[j]
+            others = 0
             for j in range(i):
-                e = np.int64(slots[j])
-                if graph.levels[e] >= layer:
-                    key = _key(_distance(metric, q, vectors, e), e)
-                    if key < keys[0]:
-                        _pool_insert(keys, key)
-                        count = min(count + 1, ef)
+                before[others] = slots[j]
+                others += np.int64(graph.levels[slots[j]] >= layer)
+            _to_keys(metric, q, vectors, before, others)
+            for j in range(others):
+                if before[j] < keys[0]:
+                    _pool_insert(keys, before[j])
+                    count = min(count + 1, ef)
             for j in range(ef >> 1):
                 keys[j], keys[ef - 1 - j] = keys[ef - 1 - j], keys[j]
             for j in range(count):
@@ -416,7 +476,7 @@ def link_back(graph, metric, slots, starts, picks, part, parts):
     Does so for the neighbours whose slot is `part` modulo `parts`: threads that take different parts write different
     rows, each in the order of the insertions.
     """
-    keys = np.empty(graph.links0.shape[1] + 1, np.int64)
+    keys = np.empty(graph.links0.shape[1] + 4, np.int64)
     chosen = np.empty(graph.links0.shape[1], np.int32)
     for i in range(slots.shape[0]):
         for layer in range(graph.levels[slots[i]] + 1):
@@ -441,9 +501,11 @@ def _append_link(metric, vectors, row, e, q, keys, chosen):
     vector = vectors[e]
     for j in range(most):
         _prefetch_row(vectors, row[j])
+        keys[j] = row[j]
+    keys[most] = q
+    _to_keys(metric, vector, vectors, keys, most + 1)
     for j in range(most + 1):
-        other = np.int64(row[j] if j < most else q)
-        _insort(keys, j, _key(_distance(metric, vector, vectors, other), other))
+        _insort(keys, j, keys[j])
     taken = _select(metric, vectors, keys, most + 1, most, KEEP_NONE, chosen)
     for j in range(most):
         row[j] = chosen[j] if j < taken else -1
@@ -488,7 +550,7 @@ def search(graph, metric, entry, top, queries, first, last, k, ef_upper, ef, ids
     """
     q = np.empty(graph.vectors.shape[1], np.float32)
     pool = np.empty(ef, np.int64)
-    fresh = np.empty(graph.links0.shape[1], np.int64)
+    fresh = np.empty(graph.links0.shape[1] + 3, np.int64)
     for i in range(first, last):
         if not load_query(metric, queries[i], q):
             return i
@@ -615,7 +677,7 @@ def search_allowed(
 ):
     """As `search`, for the nodes with allowed[slot] = 1 only (uint8 (slots,)); `most` as for `_collect`."""
     q = np.empty(graph.vectors.shape[1], np.float32)
-    fresh = np.empty(graph.links0.shape[1], np.int64)
+    fresh = np.empty(graph.links0.shape[1] + 3, np.int64)
     slots = np.empty(0, np.int32)
     for i in range(first, last):
         if not load_query(metric, queries[i], q):
@@ -640,7 +702,7 @@ def search_radius(graph, metric, entry, top, query, radius, ef_upper, ef, allowe
     A walk that would take more than `most` distances gives way to comparing with all; 0 does so at once.
     """
     q = np.empty(graph.vectors.shape[1], np.float32)
-    fresh = np.empty(graph.links0.shape[1], np.int64)
+    fresh = np.empty(graph.links0.shape[1] + 3, np.int64)
     load_query(metric, query, q)
     keys, done = np.empty(0, np.int64), most > 0
     if done:

@@ -177,6 +177,20 @@ def test_the_pool_keeps_the_nearest(size):
         assert np.array_equal(pool[::-1][: len(kept)], kept) and (pool[::-1][len(kept) :] == core.EMPTY).all()
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 31])
+@pytest.mark.parametrize("dim", [3, 16, 100])
+@pytest.mark.parametrize("metric", METRICS)
+def test_four_distances_at_a_time_are_those_of_one_to_the_last_bit(metric, dim, count):
+    rng = np.random.default_rng(dim)
+    index = built(rng.standard_normal((40, dim)).astype(np.float32), metric)
+    vectors, slots = index._graph.vectors, rng.permutation(40)
+    keys = slots[: count + 3].copy()
+    core._to_keys(index._metric, vectors[7], vectors, keys, count)
+    for key, slot in zip(keys[:count], slots):
+        assert core._key_distance(key) == core._distance(index._metric, vectors[7], vectors, slot)
+        assert key == core._key(core._distance(index._metric, vectors[7], vectors, slot), slot)
+
+
 @pytest.mark.parametrize("dim", [1, 3, 15, 16, 17, 33, 100])
 @pytest.mark.parametrize("metric", METRICS)
 def test_distances_are_right_at_any_dimension(dim, metric):
