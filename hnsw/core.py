@@ -319,6 +319,12 @@ def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, 
         row = _slot(key)
         if layer > 0:
             row = np.int64(offsets[row]) + layer - 1
+        else:  # the links of the next to expand, unless a nearer one turns up now, are on their way during all that follows
+            ahead = place - 1
+            while ahead > 0 and pool[ahead] & 1 and pool[ahead] != EMPTY:
+                ahead -= 1
+            if ahead >= 0 and pool[ahead] != EMPTY:
+                _prefetch_row(links, _slot(pool[ahead]))
         count = 0
         for j in range(width):
             e = links[row, j]
