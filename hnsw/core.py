@@ -219,11 +219,8 @@ def _distance(metric, q, vectors, slot):
 
 @inlined
 def _four_distances(metric, q, vectors, slots, j):
-    """The distances to slots[j : j + 4] (int64).
-
-    In less than the time of two: each part of q is loaded once, and four sums grow side by side where the CPU would wait
-    for one.
-    """
+    """The distances to slots[j : j + 4] (int64). Each part of q is loaded once for all, and four sums grow side by side
+    where the CPU would wait for one."""
     four = (slots[j], slots[j + 1], slots[j + 2], slots[j + 3])
     if metric == L2:
         return _four_squared_differences(q, vectors, four)

@@ -27,6 +27,7 @@ from .simple import (
     unit_length,
 )
 
+INT64, FLOAT32 = np.dtype(np.int64), np.dtype(np.float32)  # np.empty converts a class to its dtype in each call
 MAX_SLOTS = 2**31 - 1
 MOST_THREADS = 256  # that a call is spread over: more would only cost memory
 MAX_ID = 2**63 - 1
@@ -342,7 +343,7 @@ class Index:
 
     def _search_one(self, query: np.ndarray, k: int, ef: int) -> tuple[np.ndarray, np.ndarray]:
         """`_search` for one query of many vectors that are all live, where every microsecond counts."""
-        ids, distances = np.empty((1, k), dtype=np.int64), np.empty((1, k), dtype=np.float32)
+        ids, distances = np.empty((1, k), dtype=INT64), np.empty((1, k), dtype=FLOAT32)
         # In this order: beside an `add`, the graph may be newer than the entry point and the scratch newer than the
         # graph, and never the other way round.
         entry, top = self._entry, self._top
