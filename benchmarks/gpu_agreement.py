@@ -172,8 +172,13 @@ def ranks_agree(machine: Machine) -> dict[str, Any] | None:
     if machine.device == "cuda" and torch.cuda.device_count() < 2:
         return None
     settings = {"attention_backend": machine.backends[-1], "dtype": "float32"}
-    one, two = (greedy(machine, tensor_parallel_size=size, **settings) for size in (1, 2))
-    return {"nccl" if machine.device == "cuda" else "gloo": same(machine, one, two, "float32")}
+    one = greedy(machine, **settings)
+    found = {}
+    for eager in (True, False) if machine.device == "cuda" else (True,):
+        two = greedy(machine, tensor_parallel_size=2, enforce_eager=eager, **settings)
+        name = f"nccl {'eager' if eager else 'graphs'}" if machine.device == "cuda" else "gloo"
+        found[name] = same(machine, one, two, "float32")
+    return found
 
 
 def soak_agrees(machine: Machine) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from nanovllm.utils.loader import load_model
 from nanovllm.utils.memory import kv_block_bytes, num_kv_blocks
 
 if TYPE_CHECKING:
-    from nanovllm.engine.decode_rows import DecodeRows
+    from nanovllm.engine.decode_rows import DecodeRows, RowChanges
 
 logger = logging.getLogger(__name__)
 
@@ -156,10 +156,7 @@ class ModelRunner:
         load_model(self.model, folder)
         if backend_name == "numba":
             pack_weights(self.model)
-        # Steps that several processes share run eagerly: the workers would have to replay in step.
-        self.uses_graphs = (
-            self.device.type == "cuda" and tp.size == 1 and not config.enforce_eager and backend.supports_cuda_graphs
-        )
+        self.uses_graphs = self.device.type == "cuda" and not config.enforce_eager and backend.supports_cuda_graphs
         self.rows: DecodeRows | None = None
         if self.uses_graphs:
             from nanovllm.engine.decode_rows import DecodeRows  # needs Triton, which a CPU machine may not have
@@ -330,8 +327,7 @@ class ModelRunner:
         """A step of decodes only, by a graph on the rows that live on the device."""
         rows, num_seqs = self.rows, len(batch.scheduled)
         changes = rows.place([entry.seq for entry in batch.scheduled], self._drawn)
-        rows.apply(changes, self._drawn)
-        logits = self.graphs.replay(num_seqs)
+        logits = self._replay(changes, num_seqs)
         if rows.unusual:
             unusual = sorted(rows.unusual)
             index = torch.tensor(unusual, device=self.device)
@@ -339,6 +335,11 @@ class ModelRunner:
         self._drawn = rows.drawn()
         index_of = self._drawn.index_of
         return LaunchedStep(rows.tokens[:num_seqs], [index_of[entry.seq.seq_id] for entry in batch.scheduled])
+
+    def _replay(self, changes: RowChanges, num_seqs: int) -> torch.Tensor:
+        """Changes the rows and replays a graph on the first `num_seqs`; returns their logits."""
+        self.rows.apply(changes, self._drawn)
+        return self.graphs.replay(num_seqs)
 
     @torch.inference_mode()
     def _decode_rows(self, size: int) -> torch.Tensor:

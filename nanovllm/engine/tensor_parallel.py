@@ -6,6 +6,9 @@ positions, slots, block tables: small arrays of integers, no sequences and no we
 but the cache and cannot disagree with rank 0. Then all ranks run the same forward pass, and the layers' all-reduces hold
 them together (Megatron-LM, Shoeybi et al. 2019, section 3).
 
+Where decode steps are CUDA graphs, every rank has recorded its own, all-reduces included, and keeps the decoding rows on
+its GPU. Rank 0 then sends what changes in the rows, and each row's token.
+
 The workers are spawned on this host and get their commands through shared memory, or torchrun has started them, on any
 number of hosts, and the commands are broadcast. Nothing is global: each engine has its own workers, groups and store.
 """
@@ -30,7 +33,7 @@ from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import SpawnContext
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -43,6 +46,9 @@ from nanovllm.engine.model_runner import ModelRunner, choose_device
 from nanovllm.engine.scheduler import Batch
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.utils.context import TensorParallel
+
+if TYPE_CHECKING:
+    from nanovllm.engine.decode_rows import RowChanges
 
 SEGMENT_BYTES = 2**20
 POLL_SECONDS = 0.1
@@ -152,12 +158,21 @@ class ParallelModelRunner(ModelRunner):
             self._workers.send("forward_shard", inputs)
             return self._forward(to_device(inputs, self.device))
 
+    def _replay(self, changes: RowChanges, num_seqs: int) -> torch.Tensor:
+        # Each rank has drawn every token itself, from the same logits, but for those that rank 0 drew after the graph.
+        known = [seq.token_ids[seq.num_computed_tokens] for seq in self.rows.sequences[:num_seqs]]
+        changes = dataclasses.replace(changes, known_rows=list(range(num_seqs)), known_tokens=known)
+        with self._workers.together():
+            self._workers.send("replay_shard", changes, num_seqs)
+            return super()._replay(changes, num_seqs)
+
     def execute(self, batch: Batch) -> list[int | None]:
         tokens = super().execute(batch)
         self._workers.check()  # an aborted NCCL collective ends without an exception, and its result means nothing
         return tokens
 
     def close(self) -> None:
+        self.graphs = None  # they hold the group's collectives
         self._release()
         super().close()
 
@@ -168,6 +183,11 @@ class WorkerModelRunner(ModelRunner):
     def forward_shard(self, inputs: StepInputs) -> None:
         """Takes part in a step. The logits, whole on every rank, are rank 0's to sample from."""
         self._forward(to_device(inputs, self.device))
+
+    @torch.inference_mode()
+    def replay_shard(self, changes: RowChanges, num_seqs: int) -> None:
+        """Takes part in a decode step that is a graph."""
+        self._replay(changes, num_seqs)
 
     def serve(self, receive: Callable[[], bytes]) -> None:
         """Runs the methods that rank 0 names, until it says CLOSE."""

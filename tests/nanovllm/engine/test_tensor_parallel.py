@@ -492,6 +492,35 @@ def test_torchrun(eight_heads, size, tmp_path):
     assert result.stdout.splitlines() == [str(eight_heads.greedy(prompts, 12))]
 
 
+GRAPHS_UNDER_TORCHRUN = f"""
+import os, sys
+os.environ["TRITON_INTERPRET"] = "1"
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from fake_graphs import turn_graphs_on_in_this_process
+from nanovllm import LLM, SamplingParams
+turn_graphs_on_in_this_process()
+with LLM(sys.argv[1], device="cpu", tensor_parallel_size=2, num_kvcache_blocks=14, max_num_seqs=4) as llm:
+    params = [SamplingParams(**p) for p in eval(sys.argv[3])]
+    outputs = llm.generate(eval(sys.argv[2]), params, use_tqdm=False)
+    assert len(llm.model_runner.replays) > 20
+    print([output["token_ids"] for output in outputs])
+"""
+
+
+def test_ranks_replay_their_graphs_in_step(eight_heads, tmp_path):
+    """Rows change hands, some are drawn after the graph, blocks run short: each rank's rows must follow."""
+    pytest.importorskip("triton")
+    prompts = random_prompts(7, 3, 40, seed=9)
+    params = [{"temperature": 0, "max_tokens": 9 + 3 * i} for i in range(4)]
+    params += [{"temperature": 0.8, "seed": 5, "max_tokens": 15}]
+    params += [{"temperature": 0.8, "top_k": 3, "seed": i, "max_tokens": 20} for i in range(2)]
+    with make_llm(eight_heads, 1) as llm:
+        outputs = llm.generate(prompts, [SamplingParams(**p) for p in params], use_tqdm=False)
+    result = run_script(tmp_path, GRAPHS_UNDER_TORCHRUN, eight_heads.folder, prompts, params, launcher=(*TORCHRUN, "2"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [str([output["token_ids"] for output in outputs])]
+
+
 def test_torchrun_ends_when_a_worker_fails(four_heads, tmp_path):
     source = UNDER_TORCHRUN.replace(
         "    prompts =", '    llm.model_runner._workers.send("no_such_method")\n    prompts ='
