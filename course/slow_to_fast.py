@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -649,14 +650,15 @@ def draw_steps(rungs: Sequence[Mapping[str, Any]], floors: Mapping[int, float], 
     size = (1.6 + 2.6 * len(batches), 3.4)
     figure, axes = plots.figure(1, len(batches), figsize=size, sharey=True, squeeze=False)
     for column, (axis, batch) in enumerate(zip(axes[0], batches, strict=True)):
-        best = [1e3 * min(rung["batches"][column]["seconds"]) for rung in rungs]
-        axis.barh(range(len(rungs)), best, color=plots.COLOURS[4])
-        for row, value in enumerate(best):
+        # A sample is the difference of two runs and may err to both sides: the least of them can lie below the floor.
+        middle = [1e3 * statistics.median(rung["batches"][column]["seconds"]) for rung in rungs]
+        axis.barh(range(len(rungs)), middle, color=plots.COLOURS[4])
+        for row, value in enumerate(middle):
             axis.annotate(f" {value:.2f}", (value, row), va="center", fontsize=9)
         if batch in floors:
             axis.axvline(1e3 * floors[batch], color=plots.COLOURS[0], linewidth=2, label="floor")
             axis.legend(loc="lower right")
-        axis.set(xlabel="ms a step", title=f"batch {batch}", xlim=(0, 1.25 * max(best)))
+        axis.set(xlabel="ms a step", title=f"batch {batch}", xlim=(0, 1.25 * max(middle)))
         axis.grid(axis="y", visible=False)
     axes[0, 0].set_yticks(range(len(rungs)), [rung["name"] for rung in rungs])
     axes[0, 0].invert_yaxis()
