@@ -383,7 +383,8 @@ def _enter(pool, scratch):
 
 @compiled
 def _select(metric, vectors, keys, count, m, keep_pruned, chosen):
-    """Algorithm 4 over `count` ascending keys; writes up to `m` slots into `chosen`, returns how many."""
+    """Algorithm 4 over `count` ascending keys; writes up to `m` slots into `chosen` (int64, room for three more),
+    returns how many."""
     taken = 0
     for i in range(count):
         if taken == m:
@@ -391,12 +392,14 @@ def _select(metric, vectors, keys, count, m, keep_pruned, chosen):
         e = _slot(keys[i])
         distance = _key_distance(keys[i])
         diverse = True
-        for j in range(taken):
-            if _distance(metric, vectors[e], vectors, np.int64(chosen[j])) < distance:
+        for j in range(0, taken, 4):
+            a, b, c, d = _four_distances(metric, vectors[e], vectors, chosen, j)
+            if min(a, b, c, d) < distance:
                 diverse = False
                 break
         if diverse:
-            chosen[taken] = e
+            for j in range(taken, taken + 4):  # the places after it only fill up the last four
+                chosen[j] = e
             taken += 1
             keys[i] |= 1  # chosen
     if keep_pruned:
@@ -421,6 +424,7 @@ def find_neighbours(graph, metric, entry, top, slots, counter, ef_upper, ef, kee
     pool = np.empty(ef, np.int64)
     keys = np.empty(ef, np.int64)
     before = np.empty(slots.shape[0] + 3, np.int64)
+    chosen = np.empty(m + 3, np.int64)
     fresh = np.empty(graph.links0.shape[1] + 3, np.int64)
     while True:
         i = _take(counter)
@@ -453,9 +457,9 @@ def find_neighbours(graph, metric, entry, top, slots, counter, ef_upper, ef, kee
                 keys[j], keys[ef - 1 - j] = keys[ef - 1 - j], keys[j]
             for j in range(count):
                 keys[j] &= ~np.int64(1)
-            chosen = picks[starts[i] + layer]
-            for j in range(_select(metric, vectors, keys, count, m, keep_pruned, chosen), m):
-                chosen[j] = -1
+            taken = _select(metric, vectors, keys, count, m, keep_pruned, chosen)
+            for j in range(m):
+                picks[starts[i] + layer, j] = chosen[j] if j < taken else -1
 
 
 @compiled
@@ -480,7 +484,7 @@ def link_back(graph, metric, slots, starts, picks, part, parts):
     rows, each in the order of the insertions.
     """
     keys = np.empty(graph.links0.shape[1] + 4, np.int64)
-    chosen = np.empty(graph.links0.shape[1], np.int32)
+    chosen = np.empty(graph.links0.shape[1] + 3, np.int64)
     for i in range(slots.shape[0]):
         for layer in range(graph.levels[slots[i]] + 1):
             for j in range(picks.shape[1]):
@@ -763,7 +767,7 @@ def repair(graph, metric, count, part, parts, scratch):
     """
     width0 = graph.links0.shape[1]
     pool = np.empty(4 * width0, np.int64)
-    chosen = np.empty(width0, np.int32)
+    chosen = np.empty(width0 + 3, np.int64)
     for slot in range(part, count, parts):
         if graph.state[slot] >= RETIRED:
             continue
