@@ -252,6 +252,7 @@ def main() -> int:
             print(part["found"], flush=True)
     result = record(
         "gpu_agreement",
+        engine=None if args.parts == list(PARTS) else "-".join(args.parts),
         metric="seconds a part",
         samples=[part["seconds"] for part in parts.values()],
         workload={

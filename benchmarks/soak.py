@@ -68,7 +68,7 @@ class Load:
 
     @property
     def max_model_len(self) -> int:
-        return 12 * self.block_size
+        return min(12 * self.block_size, 2048)  # the embedded model has no more positions
 
     def engine(self) -> dict[str, Any]:
         """Settings of the engine under pressure."""

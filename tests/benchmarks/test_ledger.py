@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
+import statistics
 import subprocess
 from pathlib import Path
 
@@ -45,16 +48,74 @@ def test_the_cpus_floor():
     assert f"{products / 1e6:.0f} million multiplications" in TEXT
 
 
-def test_the_old_records_step():
-    record, workload = (
-        result("throughput-nanovllm-graphs"),
-        json.loads((ROOT / "benchmarks" / "peers.json").read_text()),
-    )
-    steps = 1023  # the longest request's decode steps
-    rate, roof = record["samples"][-1], workload["figures"]["throughput"]["roofline"]
-    ours, floor = (133_966 / tokens / steps * 1e3 for tokens in (rate, roof))
-    assert record["commit"].startswith("26d21ec") and "commit 26d21ec" in TEXT
+def a_step(rate: float) -> float:
+    """Milliseconds a decode step of the bench, whose longest request has 1,023 of them."""
+    return 133_966 / rate / 1023 * 1e3
+
+
+def test_the_bench_before_and_after():
+    peers = json.loads((ROOT / "benchmarks" / "peers.json").read_text())
+    before, after = result("throughput-nanovllm-graphs-26d21ec"), result("throughput-nanovllm-graphs")
+    rate = before["samples"][-1]
+    ours, floor, now = map(a_step, (rate, peers["figures"]["throughput"]["roofline"], after["median"]))
+    assert before["commit"].startswith("26d21ec") and "commit 26d21ec" in TEXT
     assert f"a step takes {ours:.1f} ms where the floor is {floor:.1f}: the difference, {ours - floor:.1f} ms" in TEXT
+    assert f"from {rate:,.0f} tokens/s to {after['median']:,.0f}, a step from {ours:.1f} ms to {now:.1f}" in TEXT
+    assert f"won {ours - now:.1f} of the {ours - floor:.1f} ms" in TEXT
+    assert f"{result('throughput-nanovllm-eager')['median']:,.0f} and {after['median']:,.0f} tokens/s" in TEXT
+
+
+def test_the_ladder():
+    ladder = json.loads((ROOT / "notebooks" / "data" / "slow_to_fast.json").read_text())
+    steps = {
+        rung["name"]: [statistics.median(row["seconds"]) * 1e3 for row in rung["batches"]] for rung in ladder["rungs"]
+    }
+    names = list(steps)
+    gain = {b: [x - y for x, y in zip(steps[a], steps[b], strict=True)] for a, b in itertools.pairwise(names)}
+    eager, graphs = steps["fused kernels"], steps["CUDA graphs"]
+    pairs = [f"{a:.1f} to {b:.1f}" for a, b in zip(eager, graphs, strict=True)]
+    assert f"a step from {pairs[0]} ms, from {pairs[1]} and from {pairs[2]}" in TEXT
+    one, some, many = gain["launch one step ahead"]
+    assert f"{one:.1f}, {some:.1f} and {many:.1f} ms a step" in TEXT
+    one, some, many = gain["fused kernels"]
+    assert f"{one:.1f}, {some:.1f} and {many:.1f} ms a step" in TEXT
+    one, some, many = gain["early launch of kernels"]
+    assert f"{one:.2f} ms at one sequence" in TEXT and f"{some:.2f} at 32" in TEXT and f"{many:.2f} at 256" in TEXT
+    one, some, many = gain["matrix-vector kernel"]
+    assert f"{one:.2f} ms at one sequence" in TEXT and f"by {some:.1f} and by {many:.1f} ms" in TEXT
+
+
+def test_kernels_and_idle_shares():
+    rows = {row["kernel"]: row for row in result("kernels")["rows"] if "sweep" not in row["kernel"]}
+
+    def microseconds(kernel: str) -> float:
+        return statistics.median(rows[kernel]["us"])
+
+    def rate(kernel: str) -> str:
+        return f"{rows[kernel]['bytes'] / microseconds(kernel) / 1e6:.2f}"
+
+    assert f"{microseconds('sample 128 tokens'):.0f} microseconds at 128 rows" in TEXT
+    assert f"PyTorch takes {microseconds('sample in PyTorch 128 tokens'):,.0f}" in TEXT
+    assert 1 / 7 < float(rate("sample 128 tokens")) * 1e12 / READS < 1 / 5
+    for batch, kind, words in (
+        (128, "equal", "{} TB/s (flash-attn {})"),
+        (128, "ragged", "at {} ({})"),
+        (256, "ragged", "at {} ({})"),
+    ):
+        name = f"decode {kind} batch {batch} block 256"
+        assert words.format(rate(f"{name} triton"), rate(f"{name} flash_attn")) in TEXT
+    assert f"take {microseconds('decode ragged batch 128 block 256 triton'):.0f} with" in TEXT
+    small = [microseconds(f"decode equal batch {batch} block 256 triton") for batch in (1, 32)]
+    assert f"10.2 to {small[0]:.1f} microseconds, 32 from 57.5 to {small[1]:.1f}" in TEXT
+    idle = result("gpu_idle-nanovllm-graphs")
+    *waits, worst = sorted(idle["waits_for_the_host"])
+    waiting = f"{waits[0]:.1%} to {waits[-1]:.1%} in four of five windows, and {worst:.1%} in one"
+    assert waiting.replace("%", " %") in TEXT
+    assert f"idles {idle['median']:.1%} of".replace("%", " %") in TEXT
+    assert f"worst {max(idle['samples']):.1%}".replace("%", " %") in TEXT
+    parallel = result("tensor_parallel-qwen3-8b")
+    two, one = parallel["median"], parallel["median_of_one_process"]
+    assert f"{two:.2f} ms on two H100s, {one:.2f} on one: {math.floor(one / two * 100) / 100:.2f} times" in TEXT
 
 
 def test_predictions_from_bytes():
