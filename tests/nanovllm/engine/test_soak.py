@@ -204,3 +204,11 @@ def test_the_gpu_script_goes_on_after_a_failure_and_exits_with_1(script, monkeyp
     parts = result()["parts"]
     assert [part["status"] for part in parts.values()] == ["disagree", "error", "error", "agree"]
     assert "token 2 is" in parts["backends"]["found"] and "ZeroDivisionError" in parts["graphs"]["found"]
+
+
+def test_the_load_of_large_blocks_fits_the_model():
+    """flash-attn's blocks of 256 tokens make prompts as long as the embedded model allows, and no longer."""
+    soak = Soak(Load(60, block_size=256, seed=2), attention_backend="numba", **ON_CPU)
+    longest = max(len(request.prompt) for request in soak.requests)
+    assert soak.load.budget < longest < soak.load.max_model_len == 2048
+    assert soak.run(attention_backend="numba", **ON_CPU).wrong == []
