@@ -159,7 +159,7 @@ def parallel(results: Path, peers: dict) -> str:
             check = record["float32_check"]
             rows.append(
                 [label, number(one), f"**{number(two)}**", standing(two, one, False)]
-                + [f"{check['equal_prompts']} of {check['prompts']}"]
+                + [f"{check['equal_prompts']} of {check['prompts']}" if check else "not compared"]
             )
     head = ["tensor parallel, batch 32, ms a step", "one GPU", "two GPUs", "we are at", "prompts with equal tokens"]
     return table(head, rows) + f"\n{origin(used)}.\n"
@@ -260,13 +260,13 @@ def in_chinese(text: str) -> str:
     for phrase in sorted(CHINESE, key=len, reverse=True):
         text = text.replace(phrase, CHINESE[phrase])
     text = re.sub(r"(\d+ %) of ([\d,.]+)", r"\2 的 \1", text)
-    text = re.sub(r"\. ?(?=[\u4e00-\u9fff])", "。", text)
     text = re.sub(r"(\d{4}-\d\d-\d\d) to (\d{4}-\d\d-\d\d)", r"\1 至 \2", text)
-    return re.sub(
-        r"The GPU is idle ([\d.]+ ?%) of our bench's decode steps",
-        r"我们的 bench 解码各步中 GPU 有 \1 的时间空闲",
+    text = re.sub(
+        r"The GPU is idle ([\d.]+ ?%) of our bench's decode steps\.",
+        r"我们的 bench 解码各步中 GPU 有 \1 的时间空闲。",
         text,
     )
+    return re.sub(r"\. ?(?=[\u4e00-\u9fff])", "。", text)
 
 
 def is_chinese(page: Path) -> bool:

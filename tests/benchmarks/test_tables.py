@@ -109,6 +109,8 @@ def test_every_table_says_where_it_comes_from(tmp_path):
     check = {"equal_prompts": 3, "prompts": 4}
     write(tmp_path, "tensor_parallel-qwen3-8b", [8.0], samples_of_one_process=[10.0], float32_check=check)
     assert row(tables.parallel(tmp_path, PEERS), "Qwen3-8B's")[1:] == ["10.0", "**8.00**", "1.25 x", "3 of 4"]
+    write(tmp_path, "tensor_parallel-qwen3-8b", [8.0], samples_of_one_process=[10.0], float32_check=None)
+    assert row(tables.parallel(tmp_path, PEERS), "Qwen3-8B's")[4] == "not compared"
 
 
 def test_a_cold_first_round_is_no_sample():
