@@ -339,11 +339,30 @@ def break_even(config: ModelConfig, size: int, bandwidth: float) -> float:
     return saved / num_collectives(config)
 
 
+def recorded_parts(run: Any, config: ModelConfig) -> dict[str, dict[str, float]]:
+    """Milliseconds of a recorded run's median steps, "1 GPU" and "2 GPUs", by the cost model's parts.
+
+    Only the reading of the weights is halved, and all the rest of one GPU's step is "fixed". What two GPUs take on top is
+    then the least that collectives and waiting cost: whatever else is halved in truth, they cost more.
+    """
+    one, two = run["median_of_one_process"], run.median
+    reading = read_bytes(config) / BYTES_A_SECOND[run["device"]["name"]] * 1e3
+    fixed = one - reading
+    return {
+        "1 GPU": {"fixed": fixed, "weights": reading, "collectives": 0.0},
+        "2 GPUs": {"fixed": fixed, "weights": reading / 2, "collectives": two - fixed - reading / 2},
+    }
+
+
 # --- pictures ------------------------------------------------------------------------------------------------------
 
 PART_COLOURS = {"fixed": plots.COLOURS[6], "weights": plots.COLOURS[0], "collectives": plots.COLOURS[1]}
-H200_BYTES_A_SECOND = 4.8e12
-"""Peak memory bandwidth of an NVIDIA H200 in its data sheet."""
+PART_NAMES = {"fixed": "all else", "weights": "reading weights", "collectives": "collectives and waiting"}
+BYTES_A_SECOND = {"NVIDIA H100 80GB HBM3": 3.08e12, "NVIDIA H200": 4.8e12}
+"""What a GPU reads a second: the H100 as measured (benchmarks/peers.json), the H200 by its data sheet."""
+H100_BYTES_A_SECOND = BYTES_A_SECOND["NVIDIA H100 80GB HBM3"]
+GOAL = 1.7
+"""Times as fast as one GPU that two were to be."""
 
 
 def draw_split() -> Any:
@@ -387,12 +406,12 @@ def draw_split() -> Any:
 
 
 def draw_cost(model: str, collective_us: float, fixed_ms: float, sizes: tuple[int, ...] = (1, 2, 4, 8)) -> Any:
-    """The cost model as stacked bars, one for each number of ranks, on an H200's bandwidth."""
+    """The cost model as stacked bars, one for each number of ranks, on an H100's bandwidth."""
     figure, axes = plots.figure(figsize=(7.4, 3.6))
     config = PUBLISHED[model]
     totals = []
     for row, size in enumerate(sizes):
-        parts = step_parts(config, size, H200_BYTES_A_SECOND, fixed_ms / 1e3, collective_us / 1e6)
+        parts = step_parts(config, size, H100_BYTES_A_SECOND, fixed_ms / 1e3, collective_us / 1e6)
         left = 0.0
         for part, seconds in parts.items():
             axes.barh(row, seconds * 1e3, left=left, color=PART_COLOURS[part], label=part if row == 0 else None)
@@ -403,7 +422,7 @@ def draw_cost(model: str, collective_us: float, fixed_ms: float, sizes: tuple[in
         axes.text(total, row, note, va="center", fontsize=9)
     axes.set_yticks(range(len(sizes)), [f"{size} rank{'s' if size > 1 else ''}" for size in sizes])
     axes.invert_yaxis()
-    limit = break_even(config, 2, H200_BYTES_A_SECOND) * 1e6
+    limit = break_even(config, 2, H100_BYTES_A_SECOND) * 1e6
     axes.set(
         xlim=(0, 1.3 * max(totals)),
         xlabel="milliseconds a decode step (model, not measured)",
@@ -424,7 +443,35 @@ def draw_recorded(runs: dict[str, Any]) -> Any:
             median = statistics.median(samples)
             axis.plot([median] * 2, [row - 0.3, row + 0.3], color="#2B2B2B", linewidth=2)
             axis.text(median, row - 0.34, f"{label}: {median:.1f} ms", ha="center", va="bottom", fontsize=9)
-        axis.set(xlim=(0, None), ylim=(1.5, -0.65), yticks=[], xlabel="ms a decode step", title=title)
+        axis.set(
+            xlim=(0, 1.16 * axis.dataLim.xmax), ylim=(1.5, -0.65), yticks=[], xlabel="ms a decode step", title=title
+        )
+    return figure
+
+
+def draw_recorded_parts(runs: dict[str, Any], config: ModelConfig) -> Any:
+    """`recorded_parts` of each run as stacked bars, and where the goal for two GPUs is."""
+    figure, axes = plots.figure(1, len(runs), figsize=(9.6, 2.9))
+    for axis, (title, run) in zip(axes, runs.items(), strict=True):
+        parts = recorded_parts(run, config)
+        widest = max(sum(each.values()) for each in parts.values())
+        for row, each in enumerate(parts.values()):
+            left = 0.0
+            for part, milliseconds in each.items():
+                axis.barh(
+                    row, milliseconds, left=left, color=PART_COLOURS[part], label=None if row else PART_NAMES[part]
+                )
+                if milliseconds > widest / 20:
+                    where = {"ha": "center", "va": "center", "color": "white", "fontsize": 9}
+                    axis.text(left + milliseconds / 2, row, f"{milliseconds:.1f}", **where)
+                left += milliseconds
+        goal = run["median_of_one_process"] / GOAL
+        axis.axvline(goal, color="#2B2B2B", linestyle="--", linewidth=1.5, label=f"{GOAL} times as fast as 1 GPU")
+        axis.set_yticks(range(len(parts)), list(parts))
+        axis.invert_yaxis()
+        axis.set(xlim=(0, 1.04 * widest), xlabel="ms a decode step", title=title)
+        axis.grid(axis="y", visible=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 

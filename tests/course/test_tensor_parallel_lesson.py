@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import signal
@@ -16,6 +17,7 @@ from course import anatomy, plots, recorded
 from course import tensor_parallel as parallel
 from course.exercises import CORRECT, WRONG, grade
 from nanovllm.config import EMBEDDED_MODEL, ModelConfig
+from nanovllm.engine import tensor_parallel as engine
 
 PROMPT = list(range(40, 60))
 
@@ -145,21 +147,64 @@ def test_at_the_break_even_both_are_as_fast(size):
         assert one == pytest.approx(many)
 
 
-def test_the_recorded_runs_are_what_the_lesson_says():
+SHAPE = anatomy.PUBLISHED["Qwen3-8B"]
+
+
+def test_the_eager_run_is_what_the_lesson_says():
     """Its sentences give these figures, rounded."""
-    run = recorded.load("tensor_parallel-qwen3-8b")
+    run = recorded.load("tensor_parallel-qwen3-8b-af3c580")
     one, two = run["median_of_one_process"], run.median
     assert (int(one), int(two)) == (21, 39)
-    assert all(check["equal_prompts"] == check["prompts"] for check in [run["float32_check"]])
-    reading = parallel.read_bytes(anatomy.PUBLISHED["Qwen3-8B"]) / parallel.H200_BYTES_A_SECOND * 1e3
+    for name in ("tensor_parallel-qwen3-8b-af3c580", "tensor_parallel-embedded"):
+        check = recorded.load(name)["float32_check"]
+        assert check["equal_prompts"] == check["prompts"]
+    reading = parallel.read_bytes(SHAPE) / parallel.BYTES_A_SECOND["NVIDIA H200"] * 1e3
     assert round(one - reading) == 18 and f"{reading / 2:.1f}" == "1.6"
     assert round((two - one + reading / 2) / 74 * 1e3, -1) == 260
     assert [round(f(run[k])) for k in ("samples", "samples_of_one_process") for f in (min, max)] == [28, 54, 20, 28]
+    small = parallel.read_bytes(ModelConfig.from_folder(EMBEDDED_MODEL))
+    assert round(small / 1e6) == 9 and round(small / 2 / parallel.BYTES_A_SECOND["NVIDIA H200"] * 1e6) == 1
+
+
+def test_the_run_with_graphs_is_what_the_lesson_says():
+    run = recorded.load("tensor_parallel-qwen3-8b")
+    one, two = run["median_of_one_process"], run.median
+    assert run["workload"]["enforce_eager"] is False
+    assert (f"{one:.1f}", f"{two:.1f}", int(100 * one / two)) == ("6.7", "5.8", 114)
+    reading = parallel.read_bytes(SHAPE) / 3.08e12 * 1e3
+    goal, all_halved = one / 1.7, one / 2
+    assert [round(ms / 74 * 1e3) for ms in (two - one + reading / 2, two - all_halved, goal - all_halved)] == [
+        22,
+        34,
+        8,
+    ]
+    assert round(one - reading) == 2 and goal < two
+    for check in recorded.load("gpu_agreement-ranks")["parts"]["ranks"]["found"].values():
+        assert check["equal"] == check["prompts"] and not check["ties"]
+
+
+@pytest.mark.parametrize("name", ["tensor_parallel-qwen3-8b", "tensor_parallel-qwen3-8b-af3c580"])
+def test_the_parts_of_a_recorded_run_add_up(name):
+    run = recorded.load(name)
+    parts = parallel.recorded_parts(run, SHAPE)
+    assert sum(parts["1 GPU"].values()) == pytest.approx(run["median_of_one_process"])
+    assert sum(parts["2 GPUs"].values()) == pytest.approx(run.median)
+    assert parts["1 GPU"]["weights"] == 2 * parts["2 GPUs"]["weights"]
 
 
 def test_a_step_message_is_small():
     small, large = parallel.step_message_bytes(32, 100), parallel.step_message_bytes(32, 1000)
     assert 1000 < small < large < 16 * 1024
+
+
+def test_the_message_of_a_graph_is_smaller():
+    pytest.importorskip("triton")
+    from nanovllm.engine.decode_rows import RowChanges
+
+    tokens = RowChanges(known_rows=list(range(32)), known_tokens=[SHAPE.vocab_size - 1] * 32)
+    blocks = {2**20 + 256 * row: 2**20 + row for row in range(2)}  # a row in sixteen gets a block in each step
+    for cells in ({}, blocks):
+        assert len(engine.pack("replay_shard", dataclasses.replace(tokens, cells=cells), 32)) < 1024
 
 
 def test_the_checkers_judge():
@@ -177,11 +222,12 @@ def test_every_figure_can_be_drawn():
     run = recorded.load("tensor_parallel-embedded")
     cost = parallel.draw_cost("Qwen3-8B", 40, 0)
     assert [text.get_text() for text in cost.axes[0].texts] == [
-        " 3.15 ms",
-        " 4.54 ms, 0.70 ×",
-        " 3.75 ms, 0.84 ×",
-        " 3.35 ms, 0.94 ×",
+        " 4.91 ms",
+        " 5.42 ms, 0.91 ×",
+        " 4.19 ms, 1.17 ×",
+        " 3.57 ms, 1.37 ×",
     ]
     pictures = [parallel.draw_split(), cost, parallel.draw_recorded({"a": run, "b": run})]
+    pictures.append(parallel.draw_recorded_parts({"a": recorded.load("tensor_parallel-qwen3-8b"), "b": run}, SHAPE))
     pictures.append(parallel.draw_all_reduce([1024, 2**22], [1e-4, 1e-3]))
     assert all(plots.png(picture).startswith(b"\x89PNG") for picture in pictures)
