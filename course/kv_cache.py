@@ -482,8 +482,9 @@ def draw_allocator(steps: Sequence[Mapping[str, Any]]) -> Any:
     axis.step(
         x, [step["reserved"] for step in steps], where="mid", color=plots.COLOURS[1], label="reserved: by PyTorch"
     )
-    axis.plot(
-        x, [step["peak"] for step in steps], "_", markersize=30, color=plots.COLOURS[6], label="peak of allocated"
+    peaks = [step["peak"] for step in steps]
+    axis.hlines(
+        peaks, [i - 0.3 for i in x], [i + 0.3 for i in x], color=plots.COLOURS[6], zorder=3, label="peak of allocated"
     )
     axis.set_xticks(list(x), [step["action"].replace(", ", "\n") for step in steps], rotation=30, ha="right")
     axis.set(ylabel="MiB")

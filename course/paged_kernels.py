@@ -637,6 +637,8 @@ def draw_steps(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
                 first = row is load["steps"][0]
                 axis.barh(place, rate, height, color=plots.COLOURS[index], label=label if first else None)
                 axis.text(rate, place, f" {1e6 * seconds:,.0f} µs", va="center", fontsize=8)
+            for missing in sorted(set(names) - {row["step"] for row in load["steps"]}):
+                axis.text(0, names.index(missing), " contexts too long for it", va="center", fontsize=8)
             axis.set(
                 xlabel="TB/s", title=f"{load['name']}: {len(load['lengths'])}, up to {max(load['lengths']):,} tokens"
             )

@@ -166,6 +166,10 @@ def test_pictures_can_be_drawn():
     assert len({plots.png(figure) for figure in figures}) == len(figures)
 
 
+def test_time_in_which_kernels_overlap_counts_once():
+    assert graphs.covered([[3.0, 1.0, "k"], [0.0, 2.0, "k"], [1.0, 2.5, "k"], [1.5, 0.5, "k"], [10.0, 1.0, "k"]]) == 5.0
+
+
 # --- exercises -----------------------------------------------------------------------------------------------------
 
 
