@@ -155,3 +155,81 @@ def hnsw_recall_differences(library: str) -> list[float]:
             strict=True,
         )
     )
+
+
+# --- one H100, Qwen3-0.6B's shape: notebooks/data and benchmarks/results ------------------------------------------------
+
+
+def allocator_mib(action: str, which: str) -> float:
+    """MiB after a step of the allocator's experiment; `which`: "allocated", "reserved" or "peak"."""
+    (step,) = (step for step in recorded.load("kv_cache_allocator")["steps"] if step["action"] == action)
+    return step[which]
+
+
+def gpu_start(graphs: bool, tokens: int = 8192) -> dict[str, Any]:
+    """A recorded start of the engine: its terms in GiB, the budget, what was in use while serving, and the blocks."""
+    for start in recorded.load("kv_cache_budget")["starts"]:
+        settings, terms = start["settings"], start["terms"]
+        asked = settings.get("max_num_batched_tokens", 8192)
+        if (bool(terms["reserved"]), asked) == (graphs, tokens):
+            return {
+                "budget": terms["total"] * terms["utilization"] / GIB,
+                "others": (terms["used"] - terms["current"]) / GIB,
+                "step": (terms["peak"] - terms["current"]) / GIB,
+                "graphs": terms["reserved"] / GIB,
+                "serving": start["device_in_use_serving"] / GIB,
+                "blocks": start["num_blocks"],
+            }
+    raise ValueError(f"no recorded start with graphs={graphs} and max_num_batched_tokens={tokens}")
+
+
+def planned_for_gpu() -> float:
+    """Blocks of Qwen3-0.6B that the plan expects on the recorded GPU."""
+    total = recorded.load("kv_cache_budget")["starts"][0]["terms"]["total"]
+    return kv_cache.plan(kv_cache.QWEN3["Qwen3-0.6B"], total, tokens_per_user=4096).num_blocks
+
+
+def gpu_step_ms(batch: int, how: str) -> float:
+    """Milliseconds of a recorded decode step, "eager" or "replay"."""
+    (row,) = (row for row in recorded.load("cuda_graphs")["steps"] if row["batch"] == batch)
+    return roofline.median_ms(row[how])
+
+
+def gpu_kernels(batch: int = 1) -> int:
+    """Kernels of a recorded decode step."""
+    (row,) = (row for row in recorded.load("cuda_graphs")["profiles"] if row["batch"] == batch)
+    return len(row["replay"]["kernels"])
+
+
+def gpu_pool_mib(kind: str) -> float:
+    """MiB that nine graphs took, "shared": in one pool, "separate": in a pool each."""
+    return recorded.load("cuda_graphs")["pool"][f"{kind}_bytes"] / 2**20
+
+
+def gpu_prefill_ms(tokens: int) -> float:
+    """Milliseconds of a recorded step that reads one prompt."""
+    (row,) = (row for row in recorded.load("prefill_decode")["prefill"] if row["tokens"] == tokens)
+    return roofline.median_ms(row["seconds"])
+
+
+def gpu_median(name: str, phase: str | None = None) -> float:
+    """The median of a record in benchmarks/results, or of one phase of a start."""
+    run = recorded.load(name)
+    return statistics.median(run["phases"][phase]) if phase else run.median
+
+
+def gpu_mode_ms(tokens: int, mode: str) -> float:
+    """Median milliseconds of transformers' forward pass; `mode`: "with gradients", "no_grad" or "inference_mode"."""
+    return roofline.median_ms(recorded.load("prefill_decode")["transformers_modes"][str(tokens)][mode])
+
+
+def gpu_mode_saves(tokens: int, mode: str) -> float:
+    """Per cent of the default mode's time."""
+    return 100 * (1 - gpu_mode_ms(tokens, mode) / gpu_mode_ms(tokens, "with gradients"))
+
+
+def decode_us(kind: str, batch: int, kernel: str) -> float:
+    """Microseconds of decode attention, blocks of 256: `kind` "equal" or "ragged", `kernel` "triton" or "flash_attn"."""
+    wanted = f"decode {kind} batch {batch} block 256 {kernel}"
+    (row,) = (row for row in recorded.load("kernels")["rows"] if row["kernel"] == wanted)
+    return statistics.median(row["us"])
