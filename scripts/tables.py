@@ -150,7 +150,8 @@ def parallel(results: Path, peers: dict) -> str:
     rows, used = [], []
     for label, name in (
         ("Qwen3-8B's shape", "tensor_parallel-qwen3-8b"),
-        ("embedded model", "tensor_parallel-embedded"),
+        ("Qwen3-8B's shape, eager", "tensor_parallel-qwen3-8b-af3c580"),
+        ("embedded model, eager", "tensor_parallel-embedded"),
     ):
         record = load(results, name)
         if record:
