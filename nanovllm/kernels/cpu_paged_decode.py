@@ -57,73 +57,13 @@ def paged_decode(q, kv_cache, block_tables, context_lens, scale, out):
     `largest` and `total` are what each head has seen so far: its largest score, and its sum of exp(score - largest).
     When a block brings a larger score, the sum and the weighted values so far shrink by exp(old - new).
 
-    Where a KV head serves an even number of query heads, two of them take turns at each key and value, which is loaded
-    once for both. The two versions are written out: as functions of one or two heads they lose what the second one gains.
+    Where a KV head serves an even number of query heads, two of them (a and b) take turns at each key and value, which is
+    loaded once for both. Both versions are written out: as functions they lose what the second one gains.
     """
-    if q.shape[1] // kv_cache.shape[2] % 2:
-        _one_head_at_a_time(q, kv_cache, block_tables, context_lens, scale, out)
-    else:
-        _two_heads_at_a_time(q, kv_cache, block_tables, context_lens, scale, out)
-
-
-@numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy")
-def _one_head_at_a_time(q, kv_cache, block_tables, context_lens, scale, out):
-    """The loops, head by head."""
     num_seqs, num_heads, head_dim = q.shape
     num_kv_heads, block_size = kv_cache.shape[2], kv_cache.shape[3]
     group = num_heads // num_kv_heads
-    weights = np.empty(block_size, np.float32)
-    largest, total = np.empty(num_heads, np.float32), np.empty(num_heads, np.float32)
-    for b in range(num_seqs):
-        context_len = context_lens[b]
-        out[b] = 0
-        largest[:] = -np.inf
-        total[:] = 0
-        for n in range((context_len + block_size - 1) // block_size):
-            block = kv_cache[block_tables[b, n]]
-            count = min(block_size, context_len - n * block_size)
-            for h in range(num_heads):
-                keys, values = block[0, h // group], block[1, h // group]
-                for i in range(count):
-                    dot = np.float32(0)
-                    for d in range(head_dim):
-                        dot += q[b, h, d] * keys[i, d]
-                    weights[i] = dot * scale
-                new_largest = largest[h]
-                for i in range(count):
-                    new_largest = max(new_largest, weights[i])
-                shrink = exp(largest[h] - new_largest)
-                largest[h] = new_largest
-                block_total = np.float32(0)
-                for i in range(count):
-                    weight = exp(weights[i] - new_largest)
-                    weights[i] = weight
-                    block_total += weight
-                total[h] = total[h] * shrink + block_total
-                for d in range(head_dim):
-                    out[b, h, d] *= shrink
-                # Four tokens at a time: `out` is then loaded and stored a fourth as often.
-                fours = count - count % 4
-                for i in range(0, fours, 4):
-                    w0, w1, w2, w3 = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
-                    for d in range(head_dim):
-                        out[b, h, d] += (
-                            w0 * values[i, d] + w1 * values[i + 1, d] + w2 * values[i + 2, d] + w3 * values[i + 3, d]
-                        )
-                for i in range(fours, count):
-                    for d in range(head_dim):
-                        out[b, h, d] += weights[i] * values[i, d]
-        if context_len > 0:
-            for h in range(num_heads):
-                for d in range(head_dim):
-                    out[b, h, d] /= total[h]
-
-
-@numba.njit(fastmath=FASTMATH, nogil=True, error_model="numpy")
-def _two_heads_at_a_time(q, kv_cache, block_tables, context_lens, scale, out):
-    num_seqs, num_heads, head_dim = q.shape
-    num_kv_heads, block_size = kv_cache.shape[2], kv_cache.shape[3]
-    group = num_heads // num_kv_heads
+    together = 1 if group % 2 else 2
     weights_a, weights_b = np.empty(block_size, np.float32), np.empty(block_size, np.float32)
     largest, total = np.empty(num_heads, np.float32), np.empty(num_heads, np.float32)
     for b in range(num_seqs):
@@ -134,46 +74,79 @@ def _two_heads_at_a_time(q, kv_cache, block_tables, context_lens, scale, out):
         for n in range((context_len + block_size - 1) // block_size):
             block = kv_cache[block_tables[b, n]]
             count = min(block_size, context_len - n * block_size)
-            for h in range(0, num_heads, 2):
+            fours = count - count % 4
+            for h in range(0, num_heads, together):
                 keys, values = block[0, h // group], block[1, h // group]
-                q_a, q_b = q[b, h], q[b, h + 1]
-                out_a, out_b = out[b, h], out[b, h + 1]
-                for i in range(count):
-                    dot_a, dot_b = np.float32(0), np.float32(0)
+                if together == 1:
+                    for i in range(count):
+                        dot = np.float32(0)
+                        for d in range(head_dim):
+                            dot += q[b, h, d] * keys[i, d]
+                        weights_a[i] = dot * scale
+                    new_largest = largest[h]
+                    for i in range(count):
+                        new_largest = max(new_largest, weights_a[i])
+                    shrink = exp(largest[h] - new_largest)
+                    largest[h] = new_largest
+                    block_total = np.float32(0)
+                    for i in range(count):
+                        weight = exp(weights_a[i] - new_largest)
+                        weights_a[i] = weight
+                        block_total += weight
+                    total[h] = total[h] * shrink + block_total
                     for d in range(head_dim):
-                        key = keys[i, d]
-                        dot_a += q_a[d] * key
-                        dot_b += q_b[d] * key
-                    weights_a[i] = dot_a * scale
-                    weights_b[i] = dot_b * scale
-                new_a, new_b = largest[h], largest[h + 1]
-                for i in range(count):
-                    new_a, new_b = max(new_a, weights_a[i]), max(new_b, weights_b[i])
-                shrink_a, shrink_b = exp(largest[h] - new_a), exp(largest[h + 1] - new_b)
-                largest[h], largest[h + 1] = new_a, new_b
-                total_a, total_b = np.float32(0), np.float32(0)
-                for i in range(count):
-                    weight_a, weight_b = exp(weights_a[i] - new_a), exp(weights_b[i] - new_b)
-                    weights_a[i], weights_b[i] = weight_a, weight_b
-                    total_a += weight_a
-                    total_b += weight_b
-                total[h] = total[h] * shrink_a + total_a
-                total[h + 1] = total[h + 1] * shrink_b + total_b
-                for d in range(head_dim):
-                    out_a[d] *= shrink_a
-                    out_b[d] *= shrink_b
-                fours = count - count % 4
-                for i in range(0, fours, 4):
-                    a0, a1, a2, a3 = weights_a[i], weights_a[i + 1], weights_a[i + 2], weights_a[i + 3]
-                    b0, b1, b2, b3 = weights_b[i], weights_b[i + 1], weights_b[i + 2], weights_b[i + 3]
+                        out[b, h, d] *= shrink
+                    # Four tokens at a time: `out` is then loaded and stored a fourth as often.
+                    for i in range(0, fours, 4):
+                        w0, w1, w2, w3 = weights_a[i], weights_a[i + 1], weights_a[i + 2], weights_a[i + 3]
+                        for d in range(head_dim):
+                            out[b, h, d] += (
+                                w0 * values[i, d]
+                                + w1 * values[i + 1, d]
+                                + w2 * values[i + 2, d]
+                                + w3 * values[i + 3, d]
+                            )
+                    for i in range(fours, count):
+                        for d in range(head_dim):
+                            out[b, h, d] += weights_a[i] * values[i, d]
+                else:
+                    q_a, q_b = q[b, h], q[b, h + 1]
+                    out_a, out_b = out[b, h], out[b, h + 1]
+                    for i in range(count):
+                        dot_a, dot_b = np.float32(0), np.float32(0)
+                        for d in range(head_dim):
+                            key = keys[i, d]
+                            dot_a += q_a[d] * key
+                            dot_b += q_b[d] * key
+                        weights_a[i] = dot_a * scale
+                        weights_b[i] = dot_b * scale
+                    new_a, new_b = largest[h], largest[h + 1]
+                    for i in range(count):
+                        new_a, new_b = max(new_a, weights_a[i]), max(new_b, weights_b[i])
+                    shrink_a, shrink_b = exp(largest[h] - new_a), exp(largest[h + 1] - new_b)
+                    largest[h], largest[h + 1] = new_a, new_b
+                    total_a, total_b = np.float32(0), np.float32(0)
+                    for i in range(count):
+                        weight_a, weight_b = exp(weights_a[i] - new_a), exp(weights_b[i] - new_b)
+                        weights_a[i], weights_b[i] = weight_a, weight_b
+                        total_a += weight_a
+                        total_b += weight_b
+                    total[h] = total[h] * shrink_a + total_a
+                    total[h + 1] = total[h + 1] * shrink_b + total_b
                     for d in range(head_dim):
-                        v0, v1, v2, v3 = values[i, d], values[i + 1, d], values[i + 2, d], values[i + 3, d]
-                        out_a[d] += a0 * v0 + a1 * v1 + a2 * v2 + a3 * v3
-                        out_b[d] += b0 * v0 + b1 * v1 + b2 * v2 + b3 * v3
-                for i in range(fours, count):
-                    for d in range(head_dim):
-                        out_a[d] += weights_a[i] * values[i, d]
-                        out_b[d] += weights_b[i] * values[i, d]
+                        out_a[d] *= shrink_a
+                        out_b[d] *= shrink_b
+                    for i in range(0, fours, 4):
+                        a0, a1, a2, a3 = weights_a[i], weights_a[i + 1], weights_a[i + 2], weights_a[i + 3]
+                        b0, b1, b2, b3 = weights_b[i], weights_b[i + 1], weights_b[i + 2], weights_b[i + 3]
+                        for d in range(head_dim):
+                            v0, v1, v2, v3 = values[i, d], values[i + 1, d], values[i + 2, d], values[i + 3, d]
+                            out_a[d] += a0 * v0 + a1 * v1 + a2 * v2 + a3 * v3
+                            out_b[d] += b0 * v0 + b1 * v1 + b2 * v2 + b3 * v3
+                    for i in range(fours, count):
+                        for d in range(head_dim):
+                            out_a[d] += weights_a[i] * values[i, d]
+                            out_b[d] += weights_b[i] * values[i, d]
         if context_len > 0:
             for h in range(num_heads):
                 for d in range(head_dim):
