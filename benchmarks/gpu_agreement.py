@@ -225,8 +225,9 @@ def run_part(name: str, machine: Machine) -> dict[str, Any]:
         part = {"status": "not run" if found is None else "agree", "found": found}
     except Disagreement as error:
         part = {"status": "disagree", "found": str(error)}
-    except Exception:
-        part = {"status": "error", "found": traceback.format_exc()}
+    except Exception as error:
+        traceback.print_exc()
+        part = {"status": "error", "found": f"{type(error).__name__}: {error}"}
     return part | {"seconds": round(time.perf_counter() - start, 2)}
 
 

@@ -105,14 +105,25 @@ def test_kernels_and_idle_shares():
         name = f"decode {kind} batch {batch} block 256"
         assert words.format(rate(f"{name} triton"), rate(f"{name} flash_attn")) in TEXT
     assert f"take {microseconds('decode ragged batch 128 block 256 triton'):.0f} with" in TEXT
-    small = [microseconds(f"decode equal batch {batch} block 256 triton") for batch in (1, 32)]
-    assert f"10.2 to {small[0]:.1f} microseconds, 32 from 57.5 to {small[1]:.1f}" in TEXT
+    old = {row["kernel"]: statistics.median(row["us"]) for row in result("kernels-4a1c22d")["rows"]}
+    one, many = (f"decode equal batch {batch} block 256 triton" for batch in (1, 32))
+    assert f"{old[one]:.1f} to {microseconds(one):.1f} microseconds" in TEXT
+    assert f"32 from {old[many]:.1f} to {microseconds(many):.1f}" in TEXT
+    assert f"took {old['decode ragged batch 128 block 256 triton']:.0f} microseconds" in TEXT
     idle = result("gpu_idle-nanovllm-graphs")
+    share, reads = idle["kernel_time_shares"]["_decode_kernel"], rate("decode ragged batch 256 block 256 triton")
+    comparison = (ROOT / "NANO_VLLM_VS_VLLM.md").read_text(encoding="utf-8")
+    assert "four fifths of it and reads at nine tenths" in TEXT
+    assert "four fifths of a step's kernel time and reads at nine tenths" in comparison
+    assert abs(share - 4 / 5) < 0.05 and abs(float(reads) * 1e12 / READS - 9 / 10) < 0.05
     *waits, worst = sorted(idle["waits_for_the_host"])
     waiting = f"{waits[0]:.1%} to {waits[-1]:.1%} in four of five windows, and {worst:.1%} in one"
     assert waiting.replace("%", " %") in TEXT
     assert f"idles {idle['median']:.1%} of".replace("%", " %") in TEXT
     assert f"worst {max(idle['samples']):.1%}".replace("%", " %") in TEXT
+    assert f"{2 * SHAPES['qwen3-8b'].layers} all-reduces a step" in TEXT
+    eager = result("tensor_parallel-qwen3-8b-af3c580")
+    assert f"two ranks at {eager['median']:.1f} ms and one at {eager['median_of_one_process']:.1f}" in TEXT
     parallel = result("tensor_parallel-qwen3-8b")
     two, one = parallel["median"], parallel["median_of_one_process"]
     assert f"{two:.2f} ms on two H100s, {one:.2f} on one: {math.floor(one / two * 100) / 100:.2f} times" in TEXT
