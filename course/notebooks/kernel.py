@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from queue import Empty
+from typing import Any
 
 from course.notebooks import FOLDER, Notebook
 
@@ -46,7 +49,28 @@ def running(notebook: Notebook, timeout: float = 300) -> Iterator[object]:
     )
     # A kernel manager that is passed in is not cleaned up unless asked: the kernel would outlive the notebook.
     with client.setup_kernel(cleanup_kc=True):
+        client.kc.shell_channel.get_msg = looking_again(client.kc.shell_channel.get_msg)
         yield client
+
+
+def looking_again(get_msg: Callable[..., Awaitable[Any]], seconds: float = 0.5) -> Callable[..., Awaitable[Any]]:
+    """`get_msg(timeout)` of a channel as a function that waits as long, but looks every few `seconds`.
+
+    While it waits for a cell's reply, nbclient also sends on that socket, when a widget captures output. Sending can take
+    away the notice that the reply is there; the wait would then last until the cell's timeout.
+    """
+
+    async def get(timeout: float | None = None) -> Any:
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = seconds if end is None else max(0.0, end - time.monotonic())
+            try:
+                return await get_msg(timeout=min(seconds, left))
+            except Empty:
+                if left < seconds:
+                    raise
+
+    return get
 
 
 def use_test_environment() -> None:

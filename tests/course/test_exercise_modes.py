@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from queue import Empty
+
 import psutil
 import pytest
 
@@ -74,3 +77,29 @@ def test_no_kernel_outlives_its_notebook(small_course):
     with kernel.running(notebooks.read(small_course.path)):
         assert set(psutil.Process().children(recursive=True)) - before
     assert not set(psutil.Process().children(recursive=True)) - before
+
+
+def test_a_reply_whose_notice_got_lost_is_found_at_the_next_look():
+    waits = []
+
+    async def get_msg(timeout):
+        waits.append(timeout)
+        if len(waits) < 3:
+            raise Empty
+        return "reply"
+
+    assert asyncio.run(kernel.looking_again(get_msg, seconds=2)(timeout=300)) == "reply"
+    assert waits == [2, 2, 2]
+
+
+def test_looking_again_and_again_ends_at_the_timeout():
+    waited = []
+
+    async def nothing(timeout):
+        waited.append(timeout)
+        await asyncio.sleep(timeout)
+        raise Empty
+
+    with pytest.raises(Empty):
+        asyncio.run(kernel.looking_again(nothing, seconds=0.02)(timeout=0.05))
+    assert 2 <= len(waited) <= 4 and sum(waited) < 0.06
