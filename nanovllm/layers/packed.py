@@ -1,18 +1,26 @@
-"""Weights laid out once for oneDNN's matrix product: the CPU's float32 fast path of every linear layer.
+"""Weights laid out once for the matrix product: the CPU's float32 fast path of every linear layer.
 
-`F.linear` brings a weight into the order of its inner loop at every call. With few rows, as in a decode step, that costs
-as much as the product itself. A packed copy pays once, for the price of holding the weight twice.
+`F.linear` takes a weight as it lies, or brings it into the order of its inner loop at every call. With few rows, as in a
+decode step, either costs as much as the product itself. A packed copy pays once, for the price of holding the weight
+twice. Where PyTorch has one thread it lies as our own kernel reads it, where it has several as oneDNN does, which uses
+them all.
 """
 
 from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nanovllm.kernels import cpu_fused, cpu_linear
+
 MAX_PACKED_BYTES = 2**30
+
+FEW_ROWS = 64
+"""Up to so many rows our kernel is faster than F.linear; with more, the order of the weight hardly counts."""
 
 
 class WatchedParameter(nn.Parameter):
@@ -38,18 +46,26 @@ class PackedWeight:
     def __init__(self) -> None:
         self._weight: torch.Tensor | None = None
         self._version = -1
-        self._packed: torch.Tensor | None = None
+        self._one_thread = False
+        self._packed: torch.Tensor | np.ndarray | None = None
 
     def __reduce__(self):
         return PackedWeight, ()  # a copied or pickled layer packs for itself
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """F.linear(x, weight, bias); a weight that is not watched, float32 and on the CPU takes F.linear itself."""
-        if self._weight is not weight or self._version != weight._version:
+        one_thread = torch.get_num_threads() == 1
+        if self._weight is not weight or self._version != weight._version or self._one_thread != one_thread:
             if not isinstance(weight, WatchedParameter) or not _packable(weight):
                 return F.linear(x, weight, bias)
-            self._weight, self._version, self._packed = weight, weight._version, _pack(weight)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
+            self._weight, self._version, self._one_thread = weight, weight._version, one_thread
+            panels = one_thread and len(weight) % cpu_linear.PANEL == 0
+            self._packed = cpu_linear.make_panels(weight.detach().numpy()) if panels else _pack(weight)
+        if isinstance(self._packed, torch.Tensor):
+            return torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
+        if x.dim() == 2 and len(x) <= FEW_ROWS and cpu_fused.serves(x):
+            return cpu_linear.linear(x, self._packed, bias)
+        return F.linear(x, weight, bias)
 
 
 def pack_weights(model: nn.Module) -> int:

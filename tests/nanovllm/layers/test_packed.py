@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.kernels.cpu_linear import PANEL
 from nanovllm.layers import packed
 from nanovllm.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from nanovllm.layers.linear import MergedColumnParallelLinear, RowParallelLinear
-from nanovllm.layers.packed import WatchedParameter, pack_weights
+from nanovllm.layers.packed import FEW_ROWS, WatchedParameter, pack_weights
 from nanovllm.utils.context import TensorParallel
+
+
+@pytest.fixture(autouse=True, params=[1, 2], ids=["one thread", "two threads"])
+def threads(request):
+    """Our panels with one thread, oneDNN's order with two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
 
 needs_packing = pytest.mark.skipif(not packed.packing_works(), reason="this PyTorch has no oneDNN linear")
 
 
-def layer(in_features: int = 24, out_features: int = 40, bias: bool = False) -> RowParallelLinear:
+def layer(in_features: int = 24, out_features: int = 2 * PANEL, bias: bool = False) -> RowParallelLinear:
     module = RowParallelLinear(in_features, out_features, bias=bias, tp=TensorParallel())
     for parameter in module.parameters():
         parameter.data.normal_()
@@ -42,8 +54,8 @@ def check(module: torch.nn.Module, x: torch.Tensor) -> None:
 
 
 @needs_packing
-@pytest.mark.parametrize("rows", [0, 1, 2, 16, 17, 300])
-@pytest.mark.parametrize("shape", [(256, 512), (33, 7), (1, 1), (640, 256)])
+@pytest.mark.parametrize("rows", [0, 1, 2, 16, 17, FEW_ROWS, FEW_ROWS + 1, 300])
+@pytest.mark.parametrize("shape", [(256, 512), (33, 7), (33, 96), (1, 1), (640, 256)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_same_as_float64(rows, shape, bias):
     module = packed_layer(in_features=shape[0], out_features=shape[1], bias=bias)
@@ -52,6 +64,32 @@ def test_same_as_float64(rows, shape, bias):
         check(module, wide[:, 3:].contiguous())
         check(module, wide[:, 3:])
         assert module(wide[:, 3:]).shape == (rows, shape[1])
+
+
+@needs_packing
+def test_one_thread_takes_panels_where_the_outputs_fill_them(threads):
+    for outputs in (PANEL, PANEL - 1, 3 * PANEL):
+        module = packed_layer(out_features=outputs)
+        check(module, torch.randn(4, 24))
+        assert isinstance(module.packed._packed, np.ndarray) == (threads == 1 and outputs % PANEL == 0)
+
+
+@needs_packing
+def test_another_number_of_threads_packs_anew():
+    module, x = packed_layer(out_features=2 * PANEL), torch.randn(4, 24)
+    for threads in (1, 2, 1):
+        torch.set_num_threads(threads)
+        check(module, x)
+        assert isinstance(module.packed._packed, np.ndarray) == (threads == 1)
+
+
+@needs_packing
+def test_other_inputs_than_a_matrix_of_few_float32_rows():
+    module = packed_layer(out_features=2 * PANEL)
+    for shape in ((24,), (2, 3, 24)):
+        check(module, torch.randn(shape))
+    with pytest.raises(RuntimeError):
+        module(torch.randn(4, 24).double())
 
 
 def halve_in_place(weight):
@@ -105,7 +143,7 @@ def test_every_change_in_place_is_noticed(change):
 def test_a_replaced_or_converted_weight_is_used():
     module, x = packed_layer(), torch.randn(4, 24)
     check(module, x)
-    module.weight = torch.nn.Parameter(torch.randn(40, 24), requires_grad=False)
+    module.weight = torch.nn.Parameter(torch.randn(2 * PANEL, 24), requires_grad=False)
     check(module, x)
     module = packed_layer()
     check(module, x)
@@ -123,21 +161,23 @@ def test_a_replaced_or_converted_weight_is_used():
 @needs_packing
 def test_a_checkpoint_loaded_afterwards_is_used():
     tp = TensorParallel()
-    module = MergedColumnParallelLinear(8, {"gate": 6, "up": 6}, bias=False, tp=tp)
+    module = MergedColumnParallelLinear(8, {"gate": PANEL, "up": PANEL}, bias=False, tp=tp)
     module.weight.data.normal_()
     pack_weights(module)
     x = torch.randn(3, 8)
     check(module, x)
-    module.weight.weight_loader(module.weight, torch.randn(6, 8), "up")
+    module.weight.weight_loader(module.weight, torch.randn(PANEL, 8), "up")
     check(module, x)
-    module.load_state_dict({"weight": torch.randn(12, 8)})
+    module.load_state_dict({"weight": torch.randn(2 * PANEL, 8)})
     check(module, x)
 
 
 @needs_packing
 def test_the_head_stays_tied_to_the_embedding():
     tp = TensorParallel()
-    model = torch.nn.ModuleDict({"embed": VocabParallelEmbedding(50, 16, tp), "head": ParallelLMHead(50, 16, tp)})
+    model = torch.nn.ModuleDict(
+        {"embed": VocabParallelEmbedding(3 * PANEL, 16, tp), "head": ParallelLMHead(3 * PANEL, 16, tp)}
+    )
     model["head"].weight = model["embed"].weight
     model["embed"].weight.data.normal_()
     assert pack_weights(model) == model["embed"].weight.nbytes
