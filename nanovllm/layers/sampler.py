@@ -25,7 +25,7 @@ class SamplingBatch:
         filtered: (F) int64, the rows that filter; None where none does.
         top_k: (F) int64 (the vocabulary's size where all are kept), top_p and min_p: (F) float32.
         all_greedy: every row is greedy; nothing else is read then, so the three tensors above may be None.
-        fused: draw the rows that do not filter in one pass of our Triton kernel. Its logarithm may differ in the last bit,
+        fused: draw the rows that do not filter in one pass of our Triton kernel. Its noise may differ by some millionths,
             so which sampler a row gets depends on the row alone.
     """
 

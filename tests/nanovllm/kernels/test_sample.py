@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from nanovllm.kernels import sample as module
 from nanovllm.kernels.sample import sample
@@ -68,6 +70,22 @@ def test_positions_of_either_width_and_tokens_written_in_place(device):
     out = torch.full((13,), -1, dtype=torch.int64, device=device)
     assert sample(logits, temperatures, seeds, positions.int(), out=out[:12]).data_ptr() == out.data_ptr()
     assert out.tolist() == [*expected.tolist(), -1]
+
+
+@triton.jit
+def _series_kernel(x, out, SIZE: tl.constexpr):
+    place = tl.arange(0, SIZE)
+    tl.store(out + place, module._log_series(tl.load(x + place)))
+
+
+def test_the_series_is_the_logarithm(device):
+    """For the uniforms closest to 1, which decide draws, and up to where the GPU's own logarithm takes over."""
+    exponents = torch.linspace(-24, -3.0001, 4096, dtype=torch.float64)
+    x = (2**exponents).float().to(device)
+    out = torch.empty_like(x)
+    _series_kernel[(1,)](x, out, SIZE=4096)
+    expected = -torch.log1p(-x.double())
+    assert ((out.double() - expected).abs() <= 3e-7 * expected).all()
 
 
 @pytest.mark.gpu

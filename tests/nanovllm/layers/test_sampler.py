@@ -320,7 +320,7 @@ def test_a_sampled_request_draws_the_same_alone_and_in_company(tmp_path):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_which_sampler_draws_a_row_depends_on_the_row_alone(fused, monkeypatch):
-    """The kernel's logarithm may differ in the last bit: a filter of a batch mate must not choose between the two."""
+    """The kernel's noise may differ by some millionths: a filter of a batch mate must not choose between the two."""
     kernel = types.ModuleType("nanovllm.kernels.sample")
     kernel.sample = lambda logits, *_: torch.full((len(logits),), -7)
     monkeypatch.setitem(sys.modules, kernel.__name__, kernel)
