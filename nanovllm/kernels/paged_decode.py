@@ -14,10 +14,13 @@ not it stores a partial: the normalized output and the log-sum-exp of its scores
 one for the first sequence of its share (slot 0) and one for the last (slot 1). How many programs share a (sequence, head)
 follows from the lengths, so each counts itself in when its partial is stored, and the last one merges them all.
 Storing, counting and merging take as long as reading several tiles, so where there is little work fewer programs share
-it: as if each (sequence, head) had the mean length and were cut into pieces of WHOLE tiles, or into more where half of
+it: as if each (sequence, head) had the mean length and were cut into pieces of WHOLE tokens, or into more where half of
 the multiprocessors would have none.
 
-Idea 4, do not wait for what is known: who has which share follows from the lengths alone, which are the same in every
+Idea 4, one warp a program: the warps of a program that share a tile of keys wait for each other several times a tile, for the
+maximum, the weights and the values. A program of one warp waits for nobody, and eight of them fill a multiprocessor.
+
+Idea 5, do not wait for what is known: who has which share follows from the lengths alone, which are the same in every
 layer. So a small kernel plans it once a step, and the layers read the plan, and the block tables of their first tiles,
 before they wait for the kernel that computes the queries. The next sequence's are read before the last one's are done.
 
@@ -46,8 +49,8 @@ INTERPRETER_SMS = 2
 """Multiprocessors that the interpreter plays."""
 PLAN_WIDTH = 8
 """int32 numbers for each program; six are used."""
-WHOLE = 8
-"""Tiles that one program reads in less time than two programs and a merge."""
+WHOLE = 256
+"""Tokens that one program reads in less time than two programs and a merge."""
 PARTS = 16
 """Partials that are merged at once."""
 
@@ -61,15 +64,15 @@ class DecodeConfig(NamedTuple):
     stages: int
 
 
-# By bytes of one key row (head_dim * itemsize). With FEW, of (sequence, head) pairs, a multiprocessor has one program or
-# two, which must have more tiles on their way.
+# By bytes of one key row (head_dim * itemsize). With FEW, of (sequence, head) pairs, a multiprocessor has a program or two,
+# and four warps are sooner done with a tile than one.
 CONFIGS = {
-    256: DecodeConfig(tile=64, programs_per_sm=3, warps=4, stages=2),
+    256: DecodeConfig(tile=16, programs_per_sm=8, warps=1, stages=3),
     512: DecodeConfig(tile=32, programs_per_sm=3, warps=4, stages=3),
     1024: DecodeConfig(tile=16, programs_per_sm=3, warps=4, stages=3),
 }
-FEW = 128
-CONFIGS_OF_FEW = CONFIGS | {256: DecodeConfig(tile=64, programs_per_sm=2, warps=4, stages=3)}
+FEW = 256
+CONFIGS_OF_FEW = CONFIGS | {256: DecodeConfig(tile=32, programs_per_sm=4, warps=4, stages=3)}
 
 
 def default_config(head_dim: int, itemsize: int, num_pairs: int) -> DecodeConfig:
@@ -204,8 +207,8 @@ def _decode_kernel(
     table = block_tables + seq.to(tl.int64) * table_stride
     blocks = tile_blocks(table, (tile - seq_start) % tiles * TILE, length, BLOCK_SIZE, TILE)
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     while tile < end:
         head = (tile - seq_start) // tiles
         head_start = seq_start + head * tiles
@@ -290,7 +293,7 @@ def plan_decode(
     plan = torch.empty((programs, PLAN_WIDTH), dtype=torch.int32, device=kv_cache.device)
     _plan_kernel[(programs,)](
         context_lens, plan, num_seqs,
-        KV=kv_heads, TILE=config.tile, WHOLE=WHOLE, SMS=sms, PLAN_WIDTH=PLAN_WIDTH,
+        KV=kv_heads, TILE=config.tile, WHOLE=max(WHOLE // config.tile, 1), SMS=sms, PLAN_WIDTH=PLAN_WIDTH,
         num_warps=4, **early_launch(kv_cache),
     )  # fmt: skip
     return plan

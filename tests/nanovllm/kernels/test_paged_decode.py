@@ -78,6 +78,7 @@ def test_little_work_is_shared_by_few(lengths, sms, programs, device, monkeypatc
     if device != "cpu":
         pytest.skip("the number of multiprocessors is the GPU's")
     monkeypatch.setattr(module, "INTERPRETER_SMS", sms)
+    monkeypatch.setattr(module, "WHOLE", 8 * 16)
     config = DecodeConfig(tile=16, programs_per_sm=3, warps=4, stages=2)
     cache = torch.zeros(1, 2, 2, 16, 16)
     plan = module.plan_decode(torch.tensor(lengths, dtype=torch.int32), cache, 1024, config).tolist()
