@@ -5,9 +5,11 @@ read it. A general matrix product pays for starting up and for tiles that are mo
 rows of the weight in registers and multiplies them with x.
 
 Idea: the weight does not depend on the kernel before this one. Launched early (see `launch`), the programs load their rows
-first and only then wait for x, so most of the reading happens while the kernel before this one ends.
+first and only then wait for x, so most of the reading happens while the kernels before this one still run.
 
-Shapes: x (M, K), weight (N, K) -> (M, N). Bytes: itemsize * (N * K + M * K + M * N).
+With `gated` a program holds rows of gate and the same rows of up, and writes silu(gate) * up.
+
+Shapes: x (M, K), weight (N, K) -> (M, N); gated: weight (2N, K) -> (M, N). Bytes: itemsize * (N * K + M * K + M * N).
 Compared with: float64.
 """
 
@@ -24,26 +26,44 @@ ELEMENTS = 8192
 @triton.jit(do_not_specialize=["num_rows"])
 def _gemv_kernel(
     x, weight, out, num_rows, x_stride,
-    N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GATED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    local = tl.arange(0, ROWS)
+    if GATED:
+        OUTPUTS: tl.constexpr = ROWS // 2
+        output = tl.program_id(0) * OUTPUTS + local % OUTPUTS
+        row = output + local // OUTPUTS * N
+    else:
+        OUTPUTS: tl.constexpr = ROWS
+        output = tl.program_id(0) * OUTPUTS + local
+        row = output
     column = tl.arange(0, COLUMNS)
     inside = column < K
-    mask = (row < N)[:, None] & inside[None, :]
+    mask = (output < N)[:, None] & inside[None, :]
     weights = tl.load(weight + row.to(tl.int64)[:, None] * K + column[None, :], mask=mask, other=0.0).to(tl.float32)
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     for m in range(num_rows):
         vector = tl.load(x + m * x_stride + column, mask=inside, other=0.0).to(tl.float32)
         product = tl.sum(weights * vector[None, :], 1)
-        tl.store(out + m * N + row, product.to(out.dtype.element_ty), mask=row < N)
+        if GATED:
+            gate, up = product.reshape(2, OUTPUTS).permute(1, 0).split()
+            product = gate / (1.0 + tl.exp(-gate)) * up
+        tl.store(out + m * N + output, product.to(out.dtype.element_ty), mask=output < N)
 
 
-def gemv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x (M, K), its last dimension contiguous, and weight (N, K), contiguous -> x weight^T (M, N), summed in float32."""
+def gemv(x: torch.Tensor, weight: torch.Tensor, gated: bool = False) -> torch.Tensor:
+    """x (M, K), its last dimension contiguous, and weight (N, K), contiguous -> x weight^T (M, N), summed in float32.
+
+    Args:
+        gated: weight is (2N, K), gate above up, and the result silu(x gate^T) * (x up^T), (M, N).
+    """
     num_rows, size = x.shape
-    num_outputs = weight.shape[0]
+    num_outputs = weight.shape[0] // 2 if gated else weight.shape[0]
     if weight.shape[1] != size or not weight.is_contiguous() or x.stride(-1) != 1:
         raise ValueError(
             f"weight must be contiguous with {size} columns and x's last dimension contiguous, got weight "
@@ -51,9 +71,9 @@ def gemv(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         )
     out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     columns = triton.next_power_of_2(size)
-    rows = max(1, ELEMENTS // columns)
-    _gemv_kernel[(triton.cdiv(num_outputs, rows),)](
+    rows = max(2 if gated else 1, ELEMENTS // columns)
+    _gemv_kernel[(triton.cdiv(num_outputs, rows // 2 if gated else rows),)](
         x, weight, out, num_rows, x.stride(0),
-        N=num_outputs, K=size, ROWS=rows, COLUMNS=columns, num_warps=4 if columns <= 8192 else 8, **early_launch(x),
+        N=num_outputs, K=size, ROWS=rows, COLUMNS=columns, GATED=gated, num_warps=4 if columns <= 8192 else 8, **early_launch(x),
     )  # fmt: skip
     return out

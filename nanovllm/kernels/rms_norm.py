@@ -28,8 +28,8 @@ def _rms_norm_kernel(
     mask = column < N
     scale = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     value = tl.load(x + row * stride + column, mask=mask, other=0.0).to(tl.float32)
     if ADD:
         place = residual + row * N + column

@@ -46,8 +46,8 @@ def _rope_qknorm_store_kernel(
         q_second = tl.load(q_weight + HALF + dim, mask=inside, other=0.0)
         k_second = tl.load(k_weight + HALF + dim, mask=inside, other=0.0)
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     raw_first = tl.load(place, mask=mask, other=0.0)
     raw_second = tl.load(place + HALF, mask=mask, other=0.0)
     first = raw_first.to(tl.float32)

@@ -22,8 +22,8 @@ def _silu_mul_kernel(gate_up, out, stride, I: tl.constexpr, BLOCK: tl.constexpr,
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < I
     if PDL:
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     gate = tl.load(gate_up + row * stride + column, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * stride + I + column, mask=mask, other=0.0).to(tl.float32)
     product = gate / (1.0 + tl.exp(-gate)) * up

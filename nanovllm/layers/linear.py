@@ -7,16 +7,20 @@ all-reduce. Each parameter carries a `weight_loader` that knows which part of a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nanovllm.layers.activation import silu_and_mul
 from nanovllm.layers.packed import PackedWeight
 from nanovllm.utils.context import TensorParallel
 from nanovllm.utils.loader import check_rows, copy_exactly
 
 GEMV_ROWS = 1
-"""Up to so many rows our kernel is faster than cuBLAS, on one H100."""
+SKINNY_ROWS = 64
+"""Up to so many rows our matrix-vector kernel, and our kernel for few rows, are faster than cuBLAS."""
 
 
 class LinearBase(nn.Module):
@@ -24,7 +28,7 @@ class LinearBase(nn.Module):
 
     shards: tuple[str | None, ...] = (None,)
     fused = False
-    """Whether to run our Triton kernel where there are few rows."""
+    """Whether to run our Triton kernels where there are few rows."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool):
         super().__init__()
@@ -46,11 +50,19 @@ class LinearBase(nn.Module):
         """x W^T + bias, through the packed copy of W where there is one."""
         if self.packed is not None:
             return self.packed.linear(x, self.weight, bias)
-        if self.fused and len(x) <= GEMV_ROWS and bias is None:
-            from nanovllm.kernels.gemv import gemv
+        kernel = self._kernel(x)
+        return kernel(x, self.weight) if kernel else F.linear(x, self.weight, bias)
 
-            return gemv(x, self.weight)
-        return F.linear(x, self.weight, bias)
+    def _kernel(self, x: torch.Tensor) -> Callable[..., torch.Tensor] | None:
+        """Our kernel for as few rows as x has; None where PyTorch's product is to be taken."""
+        if not self.fused or self.bias is not None:
+            return None
+        from nanovllm.kernels.gemv import gemv
+        from nanovllm.kernels.skinny_linear import serves, skinny_linear
+
+        if len(x) <= GEMV_ROWS:
+            return gemv
+        return skinny_linear if len(x) <= SKINNY_ROWS and serves(x, self.weight) else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.multiply(x, self.bias)
@@ -79,6 +91,11 @@ class MergedColumnParallelLinear(LinearBase):
         start = sum(list(self.local_sizes.values())[: self.shards.index(shard)])
         size = self.local_sizes[shard]
         copy_exactly(parameter.data[start : start + size], loaded[self.tp.rank * size : (self.tp.rank + 1) * size])
+
+    def gated(self, x: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up of a layer that holds gate and up, (T, I); for few rows in the kernel of the product itself."""
+        kernel = self._kernel(x)
+        return kernel(x, self.weight, gated=True) if kernel else silu_and_mul(self(x), self.fused)
 
 
 class QKVParallelLinear(LinearBase):

@@ -11,7 +11,6 @@ from torch import nn
 
 from nanovllm.attention.base import AttentionBackend, AttentionMetadata
 from nanovllm.config import ModelConfig
-from nanovllm.layers.activation import silu_and_mul
 from nanovllm.layers.attention import Attention
 from nanovllm.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from nanovllm.layers.linear import LinearBase, MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
@@ -55,15 +54,14 @@ class Qwen3Attention(nn.Module):
 class Qwen3MLP(nn.Module):
     """Gated MLP: down(silu(gate(x)) * up(x)), (T, hidden_size) -> (T, hidden_size)."""
 
-    def __init__(self, config: ModelConfig, tp: TensorParallel, fused: bool):
+    def __init__(self, config: ModelConfig, tp: TensorParallel):
         super().__init__()
-        self.fused = fused
         sizes = {"gate": config.intermediate_size, "up": config.intermediate_size}
         self.gate_up_proj = MergedColumnParallelLinear(config.hidden_size, sizes, bias=config.mlp_bias, tp=tp)
         self.down_proj = RowParallelLinear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias, tp=tp)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(silu_and_mul(self.gate_up_proj(x), self.fused))
+        return self.down_proj(self.gate_up_proj.gated(x))
 
 
 class Qwen3DecoderLayer(nn.Module):
@@ -78,7 +76,7 @@ class Qwen3DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, fused)
         self.self_attn = self_attn
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, fused)
-        self.mlp = Qwen3MLP(config, tp, fused)
+        self.mlp = Qwen3MLP(config, tp)
 
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor | None, rotary: RotaryStep, metadata: AttentionMetadata

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from nanovllm.kernels.gemv import gemv
 
@@ -13,10 +14,13 @@ def operands(rows, outputs, size, dtype, device):
     return [torch.randn(shape, generator=generator).to(dtype).to(device) for shape in ((rows, size), (outputs, size))]
 
 
-def check(x, weight):
-    out = gemv(x, weight)
-    assert out.shape == (len(x), len(weight)) and out.dtype == x.dtype
+def check(x, weight, gated=False):
+    out = gemv(x, weight, gated)
     expected = x.double() @ weight.double().T
+    if gated:
+        gate, up = expected.chunk(2, dim=1)
+        expected = F.silu(gate) * up
+    assert out.shape == expected.shape and out.dtype == x.dtype
     assert (out.double() - expected).norm() <= TOLERANCE[x.dtype] * expected.norm()
 
 
@@ -24,6 +28,11 @@ def check(x, weight):
 @pytest.mark.parametrize("rows", [1, 2])
 def test_equals_float64(rows, outputs, size, device):
     check(*operands(rows, outputs, size, torch.float32, device))
+
+
+@pytest.mark.parametrize(("outputs", "size"), [(2, 1), (14, 5), (256, 640), (18, 3072), (6, 9000)])
+def test_gate_and_up(outputs, size, device):
+    check(*operands(1, outputs, size, torch.float32, device), gated=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16])
@@ -47,3 +56,4 @@ def test_shapes_that_do_not_fit_are_refused_by_name(device):
 @pytest.mark.parametrize(("outputs", "size"), [(4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (6144, 4096)])
 def test_real_shapes(outputs, size):
     check(*operands(1, outputs, size, torch.bfloat16, "cuda"))
+    check(*operands(1, outputs, size, torch.bfloat16, "cuda"), gated=True)
