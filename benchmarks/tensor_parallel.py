@@ -57,7 +57,7 @@ def engine_settings(size: int, args: argparse.Namespace) -> dict:
         tensor_parallel_size=size,
         device=args.device,
         max_num_seqs=args.batch,
-        max_num_batched_tokens=max(args.batch * args.prompt_tokens, args.batch),
+        max_num_batched_tokens=max(min(args.batch * args.prompt_tokens, 16384), args.batch),
         max_model_len=length,
         num_kvcache_blocks=args.batch * -(-length // 16) + 1,
         kvcache_block_size=16,
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--dtype", default="auto", help="of the timed steps")
     parser.add_argument("--enforce-eager", action="store_true", help="without CUDA graphs")
+    parser.add_argument("--label", help="added to the model's name in the results, such as batch256")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -95,7 +96,7 @@ def main() -> None:
         print(f"tensor_parallel_size {size}: {median[size]:8.3f} ms a decode step (best {min(values):.3f})")
     result = record(
         "tensor_parallel",
-        engine=describe(args.model).split(",")[0],
+        engine=describe(args.model).split(",")[0] + (f"-{args.label}" if args.label else ""),
         metric="ms per decode step",
         samples=samples[args.size],
         workload={

@@ -20,12 +20,21 @@ class StepInputs:
     metadata: what attention needs.
     sampled_rows: rows of the T tokens whose logits are needed; one for each sequence that samples, in batch order.
         None where all are.
+    unknown, sources: of the tokens in flight, which of the T they are, and where the last launched step drew them;
+        None where all tokens are known. See `take_drawn`.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     metadata: AttentionMetadata
     sampled_rows: torch.Tensor | None = None
+    unknown: torch.Tensor | None = None
+    sources: torch.Tensor | None = None
+
+    def take_drawn(self, drawn: Drawn | None) -> None:
+        """Fills in the tokens that were in flight."""
+        if self.unknown is not None:
+            self.token_ids[self.unknown] = drawn.tokens[self.sources]
 
 
 @dataclass(slots=True)
@@ -44,7 +53,7 @@ class Drawn:
 def prepare_inputs(batch: Batch, block_size: int, device: torch.device, drawn: Drawn | None = None) -> StepInputs:
     """Flattens the batch: tokens one sequence after the other, block tables padded with 0 to the longest.
 
-    Tokens in flight are taken from `drawn`, what the last launched step draws.
+    Where a token in flight will lie is looked up in `drawn`, what the last launched step draws.
     """
     scheduled = batch.scheduled
     counts = np.array([entry.num_new_tokens for entry in scheduled])
@@ -81,11 +90,8 @@ def prepare_inputs(batch: Batch, block_size: int, device: torch.device, drawn: D
         tensor = torch.from_numpy(np.asarray(array, dtype))
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
-    tokens = to_device(token_ids)
-    if unknown:
-        tokens[to_device(unknown)] = drawn.tokens[to_device(sources)]
     return StepInputs(
-        token_ids=tokens,
+        token_ids=to_device(token_ids),
         positions=to_device(positions),
         metadata=AttentionMetadata(
             query_start=to_device(query_start, np.int32),
@@ -97,6 +103,8 @@ def prepare_inputs(batch: Batch, block_size: int, device: torch.device, drawn: D
             max_context_len=int(context_lens.max()),
         ),
         sampled_rows=to_device(sampled_rows) if len(sampled_rows) < len(token_ids) else None,
+        unknown=to_device(unknown) if unknown else None,
+        sources=to_device(sources) if unknown else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,10 +77,12 @@ class LaunchedStep:
     Args:
         drawn: (R) int64, the tokens that the step draws, on the device; may be overwritten by the next step.
         rows: for each entry of the batch the row of its token, or None where it samples none.
+        check: raises where the step turns out to have failed; is called once it is over.
     """
 
-    def __init__(self, drawn: torch.Tensor, rows: list[int | None]):
+    def __init__(self, drawn: torch.Tensor, rows: list[int | None], check: Callable[[], None] | None = None):
         self._rows = rows
+        self._check = check
         self._event: torch.cuda.Event | None = None
         self._host = drawn
         if drawn.is_cuda:
@@ -95,6 +97,8 @@ class LaunchedStep:
         """Waits for the step. A token for each entry of the batch that samples, None for the others."""
         if self._event:
             self._event.synchronize()
+        if self._check:
+            self._check()
         tokens = self._host.tolist()
         return [None if row is None else tokens[row] for row in self._rows]
 
@@ -138,7 +142,7 @@ class ModelRunner:
         max_model_len: int,
         tp: TensorParallel | None = None,
     ):
-        tp = tp or TensorParallel()
+        tp = self._tp = tp or TensorParallel()
         self.config = config
         self.model_config = model_config
         self.max_model_len = max_model_len
@@ -163,9 +167,8 @@ class ModelRunner:
 
             self.rows = DecodeRows(config.max_num_seqs, max_model_len, self.block_size, self.device)
         self._drawn: Drawn | None = None  # by the last launched step
-        self.runs_ahead = tp.size == 1 and (
-            self.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
-        )
+        ahead = config.async_scheduling
+        self.runs_ahead = self.device.type == "cuda" if ahead is None else ahead
         # A block table means the same blocks on every rank: all have as many as the rank with the least room.
         self.num_kvcache_blocks = tp.minimum(self._count_kv_blocks(), self.device)
         self._allocate_kv_cache(self.num_kvcache_blocks)
@@ -311,12 +314,16 @@ class ModelRunner:
         logits = self._logits(batch)
         tokens = self._sample(logits, seqs) if seqs else torch.empty(0, dtype=torch.int64)
         self._drawn = Drawn(tokens, {seq.seq_id: index for index, seq in enumerate(seqs)})
+        self._share_drawn(len(tokens), in_rows=False)
         numbers = iter(range(len(seqs)))
-        return LaunchedStep(tokens, [next(numbers) if entry.samples else None for entry in batch.scheduled])
+        rows = [next(numbers) if entry.samples else None for entry in batch.scheduled]
+        return LaunchedStep(tokens, rows, self._check_step)
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         """(B, vocab_size) for the B entries that sample."""
-        return self._forward(prepare_inputs(batch, self.block_size, self.device, self._drawn))
+        inputs = prepare_inputs(batch, self.block_size, self.device, self._drawn)
+        inputs.take_drawn(self._drawn)
+        return self._forward(inputs)
 
     @torch.inference_mode()
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
@@ -333,13 +340,21 @@ class ModelRunner:
             index = torch.tensor(unusual, device=self.device)
             rows.tokens[index] = self._sample(logits[index], [rows.sequences[row] for row in unusual])
         self._drawn = rows.drawn()
+        self._share_drawn(num_seqs, in_rows=True)
         index_of = self._drawn.index_of
-        return LaunchedStep(rows.tokens[:num_seqs], [index_of[entry.seq.seq_id] for entry in batch.scheduled])
+        places = [index_of[entry.seq.seq_id] for entry in batch.scheduled]
+        return LaunchedStep(rows.tokens[:num_seqs], places, self._check_step)
 
     def _replay(self, changes: RowChanges, num_seqs: int) -> torch.Tensor:
         """Changes the rows and replays a graph on the first `num_seqs`; returns their logits."""
         self.rows.apply(changes, self._drawn)
         return self.graphs.replay(num_seqs)
+
+    def _check_step(self) -> None:
+        """Raises RuntimeError where a finished step's tokens mean nothing."""
+
+    def _share_drawn(self, number: int, in_rows: bool) -> None:
+        """For processes that share the model: gives what this one has drawn to the others."""
 
     @torch.inference_mode()
     def _decode_rows(self, size: int) -> torch.Tensor:

@@ -7,7 +7,10 @@ but the cache and cannot disagree with rank 0. Then all ranks run the same forwa
 them together (Megatron-LM, Shoeybi et al. 2019, section 3).
 
 Where decode steps are CUDA graphs, every rank has recorded its own, all-reduces included, and keeps the decoding rows on
-its GPU. Rank 0 then sends what changes in the rows, and each row's token.
+its GPU. Rank 0 then sends what changes in the rows.
+
+A step may be launched before the tokens of the one before are known. So after each step rank 0's tokens are broadcast from
+device to device, and each rank fills them in where the next step needs them.
 
 The workers are spawned on this host and get their commands through shared memory, or torchrun has started them, on any
 number of hosts, and the commands are broadcast. Nothing is global: each engine has its own workers, groups and store.
@@ -41,7 +44,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from nanovllm.attention import get_backend
 from nanovllm.config import EngineConfig, ModelConfig
-from nanovllm.engine.input_batch import StepInputs, prepare_inputs
+from nanovllm.engine.input_batch import Drawn, StepInputs, prepare_inputs
 from nanovllm.engine.model_runner import ModelRunner, choose_device
 from nanovllm.engine.scheduler import Batch
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
@@ -153,23 +156,26 @@ class ParallelModelRunner(ModelRunner):
         return self._workers.failure
 
     def _logits(self, batch: Batch) -> torch.Tensor:
-        inputs = prepare_inputs(batch, self.block_size, torch.device("cpu"))
+        inputs = prepare_inputs(batch, self.block_size, torch.device("cpu"), self._drawn)
         with self._workers.together():
             self._workers.send("forward_shard", inputs)
-            return self._forward(to_device(inputs, self.device))
+            inputs = to_device(inputs, self.device)
+            inputs.take_drawn(self._drawn)
+            return self._forward(inputs)
 
     def _replay(self, changes: RowChanges, num_seqs: int) -> torch.Tensor:
-        # Each rank has drawn every token itself, from the same logits, but for those that rank 0 drew after the graph.
-        known = [seq.token_ids[seq.num_computed_tokens] for seq in self.rows.sequences[:num_seqs]]
-        changes = dataclasses.replace(changes, known_rows=list(range(num_seqs)), known_tokens=known)
         with self._workers.together():
             self._workers.send("replay_shard", changes, num_seqs)
             return super()._replay(changes, num_seqs)
 
-    def execute(self, batch: Batch) -> list[int | None]:
-        tokens = super().execute(batch)
+    def _share_drawn(self, number: int, in_rows: bool) -> None:
+        if number:
+            with self._workers.together():
+                self._workers.send("take_drawn", number, in_rows)
+                self._tp.broadcast(self._drawn.tokens[:number])
+
+    def _check_step(self) -> None:
         self._workers.check()  # an aborted NCCL collective ends without an exception, and its result means nothing
-        return tokens
 
     def close(self) -> None:
         self.graphs = None  # they hold the group's collectives
@@ -182,12 +188,21 @@ class WorkerModelRunner(ModelRunner):
 
     def forward_shard(self, inputs: StepInputs) -> None:
         """Takes part in a step. The logits, whole on every rank, are rank 0's to sample from."""
-        self._forward(to_device(inputs, self.device))
+        inputs = to_device(inputs, self.device)
+        inputs.take_drawn(self._drawn)
+        self._forward(inputs)
 
     @torch.inference_mode()
     def replay_shard(self, changes: RowChanges, num_seqs: int) -> None:
         """Takes part in a decode step that is a graph."""
         self._replay(changes, num_seqs)
+
+    @torch.inference_mode()
+    def take_drawn(self, number: int, in_rows: bool) -> None:
+        """Takes the tokens that rank 0 drew in the last step, whether or not this rank has drawn them too."""
+        tokens = self.rows.tokens if in_rows else torch.empty(number, dtype=torch.int64, device=self.device)
+        self._tp.broadcast(tokens[:number])
+        self._drawn = Drawn(tokens, {})
 
     def serve(self, receive: Callable[[], bytes]) -> None:
         """Runs the methods that rank 0 names, until it says CLOSE."""

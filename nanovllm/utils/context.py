@@ -25,7 +25,18 @@ class TensorParallel:
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sums `x` over the ranks, in place."""
         if self.size > 1:
-            self.group.allreduce([x]).wait()
+            options = dist.AllreduceOptions()
+            options.asyncOp = False  # on the stream of the layers: no event between two streams before and after it
+            _wait(self.group.allreduce([x], options))
+        return x
+
+    def broadcast(self, x: torch.Tensor) -> torch.Tensor:
+        """Overwrites `x` with rank 0's, in place."""
+        if self.size > 1:
+            options = dist.BroadcastOptions()
+            options.rootRank = 0
+            options.asyncOp = False
+            _wait(self.group.broadcast([x], options))
         return x
 
     def all_gather_last(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,3 +62,9 @@ class TensorParallel:
         if total % self.size:
             raise ValueError(f"tensor_parallel_size ({self.size}) must divide {what} ({total}).")
         return total // self.size
+
+
+def _wait(work: dist.Work | None) -> None:
+    """NCCL's collectives on the caller's stream return nothing to wait for; gloo's do."""
+    if work is not None:
+        work.wait()

@@ -135,10 +135,9 @@ def test_four_ranks_with_two_kv_heads_draw_transformers_tokens(four_ranks, eight
     assert (attention.num_heads, attention.num_kv_heads) == (2, 1)
 
 
-def test_ranks_take_one_step_at_a_time_also_where_they_are_asked_to_run_ahead(four_ranks):
-    """A worker gets its tokens from rank 0, which must know them; `four_ranks` asks, and its tokens are checked above."""
-    assert four_ranks.config.async_scheduling
-    assert not four_ranks.async_scheduling
+def test_ranks_run_ahead_where_they_are_asked_to(two_ranks, four_ranks):
+    """The tokens of both engines are checked above and below."""
+    assert four_ranks.async_scheduling and not two_ranks.async_scheduling
     assert four_ranks.model_runner.rows is None and four_ranks.model_runner.graphs is None
 
 
@@ -499,7 +498,8 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from fake_graphs import turn_graphs_on_in_this_process
 from nanovllm import LLM, SamplingParams
 turn_graphs_on_in_this_process()
-with LLM(sys.argv[1], device="cpu", tensor_parallel_size=2, num_kvcache_blocks=14, max_num_seqs=4) as llm:
+settings = dict(num_kvcache_blocks=14, max_num_seqs=4, async_scheduling=sys.argv[4] == "True")
+with LLM(sys.argv[1], device="cpu", tensor_parallel_size=2, **settings) as llm:
     params = [SamplingParams(**p) for p in eval(sys.argv[3])]
     outputs = llm.generate(eval(sys.argv[2]), params, use_tqdm=False)
     assert len(llm.model_runner.replays) > 20
@@ -507,7 +507,8 @@ with LLM(sys.argv[1], device="cpu", tensor_parallel_size=2, num_kvcache_blocks=1
 """
 
 
-def test_ranks_replay_their_graphs_in_step(eight_heads, tmp_path):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_ranks_replay_their_graphs_in_step(eight_heads, tmp_path, ahead):
     """Rows change hands, some are drawn after the graph, blocks run short: each rank's rows must follow."""
     pytest.importorskip("triton")
     prompts = random_prompts(7, 3, 40, seed=9)
@@ -516,7 +517,8 @@ def test_ranks_replay_their_graphs_in_step(eight_heads, tmp_path):
     params += [{"temperature": 0.8, "top_k": 3, "seed": i, "max_tokens": 20} for i in range(2)]
     with make_llm(eight_heads, 1) as llm:
         outputs = llm.generate(prompts, [SamplingParams(**p) for p in params], use_tqdm=False)
-    result = run_script(tmp_path, GRAPHS_UNDER_TORCHRUN, eight_heads.folder, prompts, params, launcher=(*TORCHRUN, "2"))
+    arguments = eight_heads.folder, prompts, params, ahead
+    result = run_script(tmp_path, GRAPHS_UNDER_TORCHRUN, *arguments, launcher=(*TORCHRUN, "2"))
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [str([output["token_ids"] for output in outputs])]
 
