@@ -30,6 +30,7 @@ SWITCHES: dict[str, tuple[str, str, Any]] = {
     "fused": ("nanovllm.attention.triton", "TritonAttention.fused", False),
     "early": ("nanovllm.kernels.launch", "_supported", lambda device: False),
     "gemv": ("nanovllm.layers.linear", "GEMV_ROWS", 0),
+    "skinny": ("nanovllm.layers.linear", "SKINNY_ROWS", 0),
 }
 """Optimizations without a setting: the module, the name in it, and the value that turns them off."""
 
@@ -278,6 +279,7 @@ PARTS = ("matrix products", "attention", "norms and SiLU", "everything else")
 @contextlib.contextmanager
 def clocked(llm: Any) -> Iterator[dict[str, float]]:
     """Yield processor seconds by part, to which every module of `llm` adds while the block runs; the last part stays 0."""
+    from nanovllm.layers import linear
     from nanovllm.layers.attention import Attention
     from nanovllm.layers.embedding import ParallelLMHead
     from nanovllm.layers.linear import LinearBase
@@ -317,7 +319,7 @@ def clocked(llm: Any) -> Iterator[dict[str, float]]:
             if isinstance(module, RMSNorm):
                 stack.enter_context(patch.object(module, "after_add", timed(module.after_add, PARTS[2])))
         stack.enter_context(patch.object(qwen3, "apply_rotary", timed(qwen3.apply_rotary, PARTS[1])))
-        stack.enter_context(patch.object(qwen3, "silu_and_mul", timed(qwen3.silu_and_mul, PARTS[2])))
+        stack.enter_context(patch.object(linear, "silu_and_mul", timed(linear.silu_and_mul, PARTS[2])))
         yield seconds
 
 
@@ -539,20 +541,21 @@ def recorded_ladder() -> recorded.Recorded | None:
 _EAGER = {"attention_backend": "reference", "enforce_eager": True, "async_scheduling": False}
 _TRITON = {"attention_backend": "triton", "kvcache_block_size": 256}
 GPU_LADDER = (
-    Rung("plain PyTorch", _EAGER, ("fused", "early", "gemv")),
-    Rung("our attention kernels", _EAGER | _TRITON, ("fused", "early", "gemv")),
-    Rung("fused kernels", _EAGER | _TRITON, ("early", "gemv")),
-    Rung("CUDA graphs", _TRITON | {"async_scheduling": False}, ("early", "gemv")),
-    Rung("launch one step ahead", _TRITON, ("early", "gemv")),
-    Rung("early launch of kernels", _TRITON, ("gemv",)),
-    Rung("matrix-vector kernel", _TRITON),
+    Rung("plain PyTorch", _EAGER, ("fused", "early", "gemv", "skinny")),
+    Rung("our attention kernels", _EAGER | _TRITON, ("fused", "early", "gemv", "skinny")),
+    Rung("fused kernels", _EAGER | _TRITON, ("early", "gemv", "skinny")),
+    Rung("CUDA graphs", _TRITON | {"async_scheduling": False}, ("early", "gemv", "skinny")),
+    Rung("launch one step ahead", _TRITON, ("early", "gemv", "skinny")),
+    Rung("early launch of kernels", _TRITON, ("gemv", "skinny")),
+    Rung("matrix-vector kernel", _TRITON, ("skinny",)),
+    Rung("products of few rows", _TRITON),
 )
 
 
 def decode_seconds(llm: Any, batch: int, context: int, steps: int, rounds: int) -> tuple[list[float], list[list[int]]]:
     """Seconds of a decode step, `rounds` samples after a warm-up, and the tokens of the last round.
 
-    A sample is the difference between a long and a short run of the same requests, so that reading them falls out.
+    The clock starts once all sequences decode, so reading the prompts falls out.
     """
     from nanovllm import SamplingParams
 
@@ -560,18 +563,22 @@ def decode_seconds(llm: Any, batch: int, context: int, steps: int, rounds: int) 
     ids = min(10_001, llm.model_config.vocab_size)
     prompts = [[draw.randrange(ids) for _ in range(context)] for _ in range(batch)]
 
-    def run(tokens: int) -> tuple[float, list[list[int]]]:
-        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-        roofline.synchronize(llm.model_runner.device)
-        start = time.perf_counter()
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        return time.perf_counter() - start, [output["token_ids"] for output in outputs]
-
     samples = []
     for _ in range(rounds + 1):
-        short, _ = run(2)
-        long, tokens = run(2 + steps)
-        samples.append((long - short) / steps)
+        # The first steps read the prompts; where a step is launched ahead, one more is on its way when the clock stops.
+        params = SamplingParams(temperature=0, max_tokens=steps + 4, ignore_eos=True)
+        requests = [llm.add_request(prompt, params) for prompt in prompts]
+        while llm.step().num_decode_tokens < batch:
+            pass
+        roofline.synchronize(llm.model_runner.device)
+        start = time.perf_counter()
+        for _ in range(steps):
+            llm.step()
+        roofline.synchronize(llm.model_runner.device)
+        samples.append((time.perf_counter() - start) / steps)
+        while llm.has_unfinished:
+            llm.step()
+        tokens = [llm.take_output(request)["token_ids"] for request in requests]
     return samples[1:], tokens
 
 

@@ -225,7 +225,7 @@ def test_the_recording_script_climbs_the_gpus_ladder_under_the_interpreter(tmp_p
     data = json.loads((tmp_path / "slow_to_fast.json").read_text(encoding="utf-8"))
     assert recorded.faults(data) == []
     assert [rung["name"] for rung in data["rungs"]] == [rung.name for rung in lesson.GPU_LADDER]
-    assert [rung["batches"][0]["same_tokens"] for rung in data["rungs"]] == [None] + [1.0] * 6  # float32
+    assert [rung["batches"][0]["same_tokens"] for rung in data["rungs"]] == [None] + [1.0] * 7  # float32
     assert [row["batch"] for row in data["floors"]] == [2]
     floors = {row["batch"]: ROOF.seconds(roofline.Cost(row["flops"], row["bytes"])) for row in data["floors"]}
     lesson.draw_steps(data["rungs"], floors, data["workload"]["model"])
