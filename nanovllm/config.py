@@ -44,7 +44,7 @@ class EngineConfig(StrictArguments):
         seed: seed of the requests that bring none.
         trace: record what each step decided.
         async_scheduling: launch each step before the tokens of the one before it are read. None does so on a GPU, where it
-            hides Python's time. The tokens are the same; several processes (tensor_parallel_size) and trace take turns.
+            hides Python's time. The tokens are the same; under trace steps take turns.
     """
 
     model: str = str(EMBEDDED_MODEL)
