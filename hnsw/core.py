@@ -32,7 +32,6 @@ L2, IP, COSINE = 0, 1, 2  # as in METRICS
 LIVE, DELETED, RETIRED, FREE = 0, 1, 2, 3
 KEEP_NONE = np.bool_(False)  # one type with a variable: `_select` is compiled once
 EMPTY = np.int64(0x7FFFFFFFFFFFFFFF)
-TINY_SQUARE = 1e-70  # of a query's length: below it, 1 / length may overflow float32
 LINE = 16  # float32 values in a cache line; rows are padded to whole lines
 LONG_POOL = 128  # keys; from here on, an insertion moves only the part of the pool that it must
 BLOCK = 16  # keys that it moves at a time
@@ -46,9 +45,17 @@ PREFETCH_LINES, PREFETCH_LOCALITY = (1 << 20, 2) if AMD else (6, 3)
 # Sums may be reordered and fused, which is what lets LLVM vectorise them. Never "nnan" or "ninf": they would make the
 # comparisons below undefined where a distance overflows.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
-compiled = njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
-# LLVM finds these too large to inline by itself, and a call with arrays costs as much as a short distance.
-inlined = njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy", forceinline=True)
+SETTINGS = {"cache": True, "nogil": True, "fastmath": FAST, "error_model": "numpy", "no_cfunc_wrapper": True}
+compiled = njit(**SETTINGS)  # what Python calls
+# What compiled code alone calls. The first use of an index waits for the compiler, so there are three kinds:
+# - without the code that takes Python's arguments apart, which is often longer than the function's own;
+inner = njit(**SETTINGS, no_cpython_wrapper=True)
+# - and inlined by LLVM, which finds these too large to do it by itself: a call with arrays costs as much as a short
+#   distance;
+inlined = njit(**SETTINGS, no_cpython_wrapper=True, forceinline=True)
+# - or spliced into the caller before anything is compiled. A compiled function holds a copy of all that it calls, which
+#   is optimised again with it: what calls much and has few callers saves a copy of all that.
+spliced = njit(**SETTINGS, inline="always")
 
 
 class Graph(NamedTuple):
@@ -71,21 +78,25 @@ class Scratch(NamedTuple):
 
 
 @intrinsic
-def _prefetch(typingctx, array, row, column):
-    """Ask for the cache line of array[row, column] without waiting for it."""
+def _prefetch_row(typingctx, array, row):
+    """Ask for the cache lines of array[row], as many as PREFETCH_LINES, without waiting for them."""
 
     def codegen(context, builder, signature, args):
         array_type = signature.args[0]
         struct = context.make_array(array_type)(context, builder, args[0])
-        address = cgutils.get_item_pointer(context, builder, array_type, struct, list(args[1:]))
-        address = builder.bitcast(address, cgutils.voidptr_t)
+        zero, step, most = (context.get_constant(types.intp, n) for n in (0, LINE, PREFETCH_LINES * LINE))
+        start = cgutils.get_item_pointer(context, builder, array_type, struct, [args[1], zero])
+        width = builder.extract_value(struct.shape, 1)
+        width = builder.select(builder.icmp_signed("<", width, most), width, most)
         int32 = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, int32, int32, int32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [address, int32(0), int32(PREFETCH_LOCALITY), int32(1)])  # 0: to read; 1: data
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        with cgutils.for_range_slice(builder, zero, width, step, intp=width.type) as (column, _):
+            address = builder.bitcast(builder.gep(start, [column]), cgutils.voidptr_t)
+            builder.call(prefetch, [address, int32(0), int32(PREFETCH_LOCALITY), int32(1)])  # 0: to read; 1: data
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, types.intp), codegen
+    return types.none(array, types.intp), codegen
 
 
 @intrinsic
@@ -116,12 +127,6 @@ def _take(typingctx, counter):
 
 
 @inlined
-def _prefetch_row(array, row):
-    for column in range(0, min(array.shape[1], PREFETCH_LINES * LINE), LINE):
-        _prefetch(array, np.int64(row), column)
-
-
-@inlined
 def _key(distance, slot):
     """int64 that sorts as (distance, slot); negative distances (inner product) included."""
     bits = _float_bits(np.float32(distance))
@@ -140,8 +145,8 @@ def _key_distance(key):
     return _bits_float(np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))))
 
 
-def _sum_of_products(difference: bool, rows: int):
-    """An intrinsic f(q, vectors, slots): for each of `rows` slots (a tuple), the sum of (q - v)**2, or of q * v.
+def _distances(rows: int):
+    """An intrinsic f(metric, q, vectors, slots): the distances from q to `rows` slots, a tuple; to a slot, if it is one.
 
     LINE values at a time, which divide the padded length: what LLVM makes of the plain loop branches between several
     vectorised copies of it, and at these lengths that costs more than the arithmetic. The additions have the same order
@@ -149,15 +154,15 @@ def _sum_of_products(difference: bool, rows: int):
     """
 
     @intrinsic
-    def sums(typingctx, q, vectors, slots):
+    def distances(typingctx, metric, q, vectors, slots):
         def codegen(context, builder, signature, args):
-            q_type, vectors_type = signature.args[:2]
-            q_struct = context.make_array(q_type)(context, builder, args[0])
-            struct = context.make_array(vectors_type)(context, builder, args[1])
+            _, q_type, vectors_type, slots_type = signature.args
+            q_struct = context.make_array(q_type)(context, builder, args[1])
+            struct = context.make_array(vectors_type)(context, builder, args[2])
             zero = context.get_constant(types.intp, 0)
             data = [
                 cgutils.get_item_pointer(context, builder, vectors_type, struct, [slot, zero])
-                for slot in cgutils.unpack_tuple(builder, args[2])
+                for slot in (cgutils.unpack_tuple(builder, args[3]) if rows > 1 else [args[3]])
             ]
             vector = ir.VectorType(ir.FloatType(), LINE)
             totals = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * LINE)) for _ in data]
@@ -165,21 +170,32 @@ def _sum_of_products(difference: bool, rows: int):
             def load(pointer, i):
                 return builder.load(builder.bitcast(builder.gep(pointer, [i]), vector.as_pointer()), align=4)
 
-            step = context.get_constant(types.intp, LINE)
-            size = builder.extract_value(q_struct.shape, 0)
-            with cgutils.for_range_slice(builder, zero, size, step, intp=size.type) as (i, _):
-                a = load(q_struct.data, i)
-                for pointer, total in zip(data, totals):
-                    b = load(pointer, i)
-                    x, y = [builder.fsub(a, b)] * 2 if difference else [a, b]
-                    product = builder.fmul(x, y, flags=["contract"])
-                    builder.store(builder.fadd(builder.load(total), product, flags=["contract"]), total)
+            def add_up(term):
+                step = context.get_constant(types.intp, LINE)
+                size = builder.extract_value(q_struct.shape, 0)
+                with cgutils.for_range_slice(builder, zero, size, step, intp=size.type) as (i, _):
+                    a = load(q_struct.data, i)
+                    for pointer, total in zip(data, totals):
+                        x, y = term(a, load(pointer, i))
+                        product = builder.fmul(x, y, flags=["contract"])
+                        builder.store(builder.fadd(builder.load(total), product, flags=["contract"]), total)
+
+            is_l2 = builder.icmp_signed("==", args[0], context.get_constant(types.int64, L2))
+            with builder.if_else(is_l2) as (squares, products):
+                with squares:
+                    add_up(lambda a, b: [builder.fsub(a, b)] * 2)
+                with products:
+                    add_up(lambda a, b: [a, b])
+            one = context.get_constant(types.float32, 1)
             sums = _fold(builder, [builder.load(total) for total in totals])
-            return context.make_tuple(builder, signature.return_type, sums)
+            sums = [builder.select(is_l2, total, builder.fsub(one, total)) for total in sums]
+            return context.make_tuple(builder, signature.return_type, sums) if rows > 1 else sums[0]
 
-        return types.UniTuple(types.float32, rows)(q, vectors, types.UniTuple(types.intp, rows)), codegen
+        if rows == 1:
+            return types.float32(types.int64, q, vectors, types.intp), codegen
+        return types.UniTuple(types.float32, rows)(types.int64, q, vectors, types.UniTuple(types.intp, rows)), codegen
 
-    return sums
+    return distances
 
 
 def _fold(builder, vectors):
@@ -206,26 +222,9 @@ def _fold(builder, vectors):
     return [builder.extract_element(v, ir.Constant(ir.IntType(32), i)) for i, v in enumerate(vectors)]
 
 
-_squared_difference, _four_squared_differences = _sum_of_products(True, 1), _sum_of_products(True, 4)
-_dot, _four_dots = _sum_of_products(False, 1), _sum_of_products(False, 4)
-
-
-@inlined
-def _distance(metric, q, vectors, slot):
-    if metric == L2:
-        return _squared_difference(q, vectors, (np.int64(slot),))[0]
-    return np.float32(1) - _dot(q, vectors, (np.int64(slot),))[0]
-
-
-@inlined
-def _four_distances(metric, q, vectors, slots, j):
-    """The distances to slots[j : j + 4] (int64). Each part of q is loaded once for all, and four sums grow side by side
-    where the CPU would wait for one."""
-    four = (slots[j], slots[j + 1], slots[j + 2], slots[j + 3])
-    if metric == L2:
-        return _four_squared_differences(q, vectors, four)
-    a, b, c, d = _four_dots(q, vectors, four)
-    return np.float32(1) - a, np.float32(1) - b, np.float32(1) - c, np.float32(1) - d
+_distance = _distances(1)
+# Each part of q is loaded once for all four, and four sums grow side by side where the CPU would wait for one.
+_four_distances = _distances(4)
 
 
 @inlined
@@ -234,14 +233,14 @@ def _to_keys(metric, q, vectors, slots, count):
     for j in range(count, (count + 3) & ~3):
         slots[j] = slots[0]
     for j in range(0, count, 4):
-        a, b, c, d = _four_distances(metric, q, vectors, slots, j)
+        a, b, c, d = _four_distances(metric, q, vectors, (slots[j], slots[j + 1], slots[j + 2], slots[j + 3]))
         slots[j] = _key(a, slots[j])
         slots[j + 1] = _key(b, slots[j + 1])
         slots[j + 2] = _key(c, slots[j + 2])
         slots[j + 3] = _key(d, slots[j + 3])
 
 
-@compiled
+@inner
 def _new_epoch(scratch):
     """Forget which slots were visited."""
     if scratch.epoch[0] == 255:
@@ -274,35 +273,19 @@ def _pool_insert(pool, key):
     return place
 
 
-@compiled
-def _greedy(graph, metric, q, slot, layer):
-    """Algorithm 2 with ef = 1 on an upper layer: walk to the nearest neighbour until none is nearer."""
-    best = _key(_distance(metric, q, graph.vectors, slot), slot)
-    moved = True
-    while moved:
-        moved = False
-        row = np.int64(graph.offsets[_slot(best)]) + layer - 1
-        for j in range(graph.upper.shape[1]):
-            if graph.upper[row, j] >= 0:
-                _prefetch_row(graph.vectors, graph.upper[row, j])
-        for j in range(graph.upper.shape[1]):
-            e = np.int64(graph.upper[row, j])
-            if e < 0:
-                break
-            key = _key(_distance(metric, q, graph.vectors, e), e)
-            if key < best:
-                best = key
-                moved = True
-    return best
-
-
-@compiled
-def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, fresh):
-    """Algorithm 2. `pool` holds the entry points (not expanded, visited) and then the results, farthest first.
+@inner
+def _search_layer(metric, q, vectors, links, offsets, layer, pool, scratch, fresh):
+    """Algorithm 2. `pool` holds the entry points and then the results, farthest first.
 
     `links` is `links0` with layer 0, `upper` with others. `fresh` is int64 scratch as wide as a row of links and
     three more.
     """
+    tags, epoch = scratch.tags, _new_epoch(scratch)
+    for j in range(pool.shape[0] - 1, -1, -1):
+        if pool[j] == EMPTY:
+            break
+        pool[j] &= ~np.int64(1)  # not expanded
+        tags[_slot(pool[j])] = epoch
     width = links.shape[1]
     place = pool.shape[0] - 1  # nearest that may be not expanded; all after it are
     while place >= 0:
@@ -322,7 +305,7 @@ def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, 
                 ahead -= 1
             if ahead >= 0 and pool[ahead] != EMPTY:
                 _prefetch_row(links, _slot(pool[ahead]))
-        count = 0
+        count = np.int64(0)
         for j in range(width):
             e = links[row, j]
             if e < 0:
@@ -348,62 +331,47 @@ def _search_layer(metric, q, vectors, links, offsets, layer, pool, tags, epoch, 
                         _prefetch_row(links, _slot(key))
 
 
-@compiled
+@spliced
 def _descend(graph, metric, q, entry, top, layer, ef_upper, scratch, fresh):
-    """From the entry point down to just above `layer`: the slot of the nearest node found there.
+    """From the entry point down to just above `layer`: the key of the nearest node found there.
 
     With `ef_upper` candidates on layers 2 and up, which have few nodes, and one on layer 1.
     """
-    slot = np.int64(entry)
-    if top > max(layer, 1):
-        pool = np.empty(ef_upper, np.int64)
-        pool[:] = EMPTY
-        pool[ef_upper - 1] = _key(_distance(metric, q, graph.vectors, slot), slot)
-        for upper_layer in range(top, max(layer, 1), -1):
-            epoch = _enter(pool, scratch)
-            tags = scratch.tags
-            _search_layer(metric, q, graph.vectors, graph.upper, graph.offsets, upper_layer, pool, tags, epoch, fresh)
-        slot = _slot(pool[ef_upper - 1])
-    if top > 0 and layer == 0:
-        slot = _slot(_greedy(graph, metric, q, slot, 1))
-    return slot
+    pool = np.empty(ef_upper, np.int64)
+    pool[:] = EMPTY
+    pool[ef_upper - 1] = _key(_distance(metric, q, graph.vectors, entry), entry)
+    for upper_layer in range(top, layer, -1):
+        if upper_layer == 1:
+            pool = pool[pool.shape[0] - 1 :]
+        _search_layer(metric, q, graph.vectors, graph.upper, graph.offsets, upper_layer, pool, scratch, fresh)
+    return pool[pool.shape[0] - 1]
 
 
-@compiled
-def _enter(pool, scratch):
-    """Make all of `pool` entry points: not expanded and, in the epoch that is returned, visited."""
-    epoch = _new_epoch(scratch)
-    for j in range(pool.shape[0] - 1, -1, -1):
-        if pool[j] == EMPTY:
-            break
-        pool[j] &= ~np.int64(1)
-        scratch.tags[_slot(pool[j])] = epoch
-    return epoch
-
-
-@compiled
-def _select(metric, vectors, keys, count, m, keep_pruned, chosen):
-    """Algorithm 4 over `count` ascending keys; writes up to `m` slots into `chosen` (int64, room for three more),
-    returns how many."""
+@inner
+def _select(metric, vectors, keys, m, keep_pruned, chosen):
+    """Algorithm 4 over a pool of keys, farthest first; writes up to `m` slots into `chosen` (int64, room for three
+    more), returns how many."""
     taken = 0
-    for i in range(count):
-        if taken == m:
+    for i in range(keys.shape[0] - 1, -1, -1):
+        if taken == m or keys[i] == EMPTY:
             break
         e = _slot(keys[i])
         distance = _key_distance(keys[i])
         diverse = True
         for j in range(0, taken, 4):
-            a, b, c, d = _four_distances(metric, vectors[e], vectors, chosen, j)
+            four = (chosen[j], chosen[j + 1], chosen[j + 2], chosen[j + 3])
+            a, b, c, d = _four_distances(metric, vectors[e], vectors, four)
             if min(a, b, c, d) < distance:
                 diverse = False
                 break
+        keys[i] &= ~np.int64(1)
         if diverse:
             for j in range(taken, taken + 4):  # the places after it only fill up the last four
                 chosen[j] = e
             taken += 1
             keys[i] |= 1  # chosen
     if keep_pruned:
-        for i in range(count):
+        for i in range(keys.shape[0] - 1, -1, -1):
             if taken == m:
                 break
             if keys[i] & 1 == 0:
@@ -432,19 +400,14 @@ def find_neighbours(graph, metric, entry, top, slots, counter, ef_upper, ef, kee
             break
         q = vectors[slots[i]]
         level = np.int64(graph.levels[slots[i]])
-        slot = _descend(graph, metric, q, entry, top, level, ef_upper, scratch, fresh)
         pool[:] = EMPTY
-        pool[ef - 1] = _key(_distance(metric, q, vectors, slot), slot)
-        for layer in range(level, -1, -1):
-            epoch = _enter(pool, scratch)  # with all results of the layer above
+        pool[ef - 1] = _descend(graph, metric, q, entry, top, level, ef_upper, scratch, fresh)
+        for layer in range(level, -1, -1):  # each from all results of the layer above
             links = graph.links0 if layer == 0 else graph.upper
-            _search_layer(metric, q, vectors, links, graph.offsets, layer, pool, scratch.tags, epoch, fresh)
-            count = 0
-            while count < ef and pool[ef - 1 - count] != EMPTY:
-                count += 1
+            _search_layer(metric, q, vectors, links, graph.offsets, layer, pool, scratch, fresh)
             for j in range(ef):
                 keys[j] = pool[j]
-            others = 0
+            others = np.int64(0)
             for j in range(i):
                 before[others] = slots[j]
                 others += np.int64(graph.levels[slots[j]] >= layer)
@@ -452,28 +415,9 @@ def find_neighbours(graph, metric, entry, top, slots, counter, ef_upper, ef, kee
             for j in range(others):
                 if before[j] < keys[0]:
                     _pool_insert(keys, before[j])
-                    count = min(count + 1, ef)
-            for j in range(ef >> 1):
-                keys[j], keys[ef - 1 - j] = keys[ef - 1 - j], keys[j]
-            for j in range(count):
-                keys[j] &= ~np.int64(1)
-            taken = _select(metric, vectors, keys, count, m, keep_pruned, chosen)
+            taken = _select(metric, vectors, keys, m, keep_pruned, chosen)
             for j in range(m):
                 picks[starts[i] + layer, j] = chosen[j] if j < taken else -1
-
-
-@compiled
-def set_links(graph, slots, starts, picks):
-    """Give the new `slots` the links that `find_neighbours` chose."""
-    m = graph.upper.shape[1]
-    for i in range(slots.shape[0]):
-        slot = slots[i]
-        for j in range(m):
-            graph.links0[slot, j] = picks[starts[i], j]
-            graph.links0[slot, m + j] = -1
-        for layer in range(1, graph.levels[slot] + 1):
-            for j in range(m):
-                graph.upper[graph.offsets[slot] + layer - 1, j] = picks[starts[i] + layer, j]
 
 
 @compiled
@@ -496,7 +440,7 @@ def link_back(graph, metric, slots, starts, picks, part, parts):
                     _append_link(metric, graph.vectors, row, e, slots[i], keys, chosen)
 
 
-@compiled
+@spliced
 def _append_link(metric, vectors, row, e, q, keys, chosen):
     most = row.shape[0]
     if row[most - 1] < 0:
@@ -506,23 +450,23 @@ def _append_link(metric, vectors, row, e, q, keys, chosen):
         row[count] = q
         return
     vector = vectors[e]
-    for j in range(most):
+    keys[0] = q
+    for j in range(most):  # a row is all but sorted, nearest first
         _prefetch_row(vectors, row[j])
-        keys[j] = row[j]
-    keys[most] = q
+        keys[most - j] = row[j]
     _to_keys(metric, vector, vectors, keys, most + 1)
     for j in range(most + 1):
         _insort(keys, j, keys[j])
-    taken = _select(metric, vectors, keys, most + 1, most, KEEP_NONE, chosen)
+    taken = _select(metric, vectors, keys[: most + 1], most, KEEP_NONE, chosen)
     for j in range(most):
         row[j] = chosen[j] if j < taken else -1
 
 
-@compiled
+@inner
 def _insort(keys, count, key):
-    """Insert `key` into the ascending keys[:count]."""
+    """Insert `key` into keys[:count], farthest first."""
     j = count
-    while j > 0 and keys[j - 1] > key:
+    while j > 0 and keys[j - 1] < key:
         keys[j] = keys[j - 1]
         j -= 1
     keys[j] = key
@@ -534,18 +478,17 @@ def load_query(metric, row, q):
     total = np.float64(0)
     for j in range(row.shape[0]):
         total += np.float64(row[j]) * np.float64(row[j])
-        q[j] = row[j]
-    q[row.shape[0] :] = 0
     if not total <= LARGEST_SQUARE:  # NaN, infinite or too large
         return False
+    scale = np.float64(1)
     if metric == COSINE:
         if total == 0:
             return False
-        if total < TINY_SQUARE:
-            for j in range(row.shape[0]):
-                q[j] = np.float64(row[j]) / np.sqrt(total)
-        else:
-            q *= np.float32(1 / np.sqrt(total))
+        scale = 1 / np.sqrt(total)
+    for j in range(row.shape[0]):
+        q[j] = row[j] * scale
+    for j in range(row.shape[0], q.shape[0]):
+        q[j] = 0
     return True
 
 
@@ -561,21 +504,14 @@ def search(graph, metric, entry, top, queries, first, last, k, ef_upper, ef, ids
     for i in range(first, last):
         if not load_query(metric, queries[i], q):
             return i
-        slot = _descend(graph, metric, q, entry, top, np.int64(0), ef_upper, scratch, fresh)
         pool[:] = EMPTY
-        pool[ef - 1] = _key(_distance(metric, q, graph.vectors, slot), slot)
-        epoch = _enter(pool, scratch)
-        _search_layer(
-            metric, q, graph.vectors, graph.links0, graph.offsets, np.int64(0), pool, scratch.tags, epoch, fresh
-        )
+        pool[ef - 1] = _descend(graph, metric, q, entry, top, np.int64(0), ef_upper, scratch, fresh)
+        _search_layer(metric, q, graph.vectors, graph.links0, graph.offsets, np.int64(0), pool, scratch, fresh)
         for j in range(k):
             key = pool[ef - 1 - j]
-            if key == EMPTY:
-                ids[i, j:] = -1
-                distances[i, j:] = np.inf
-                break
-            ids[i, j] = graph.labels[_slot(key)]
-            distances[i, j] = _key_distance(key)
+            exists = key != EMPTY
+            ids[i, j] = graph.labels[_slot(key)] if exists else -1
+            distances[i, j] = _key_distance(key) if exists else np.inf
     return -1
 
 
@@ -606,7 +542,7 @@ def search_one(
     return search(graph, metric, entry, top, query, 0, 1, k, ef_upper, ef, ids, distances, scratch)
 
 
-@compiled
+@inner
 def _collect(graph, metric, q, slot, ef, allowed, most, scratch, fresh):
     """Algorithm 2 on layer 0 for the `ef` nearest *allowed* nodes; the others are walked over, not returned.
 
@@ -689,7 +625,7 @@ def search_allowed(
     for i in range(first, last):
         if not load_query(metric, queries[i], q):
             return i
-        slot = _descend(graph, metric, q, entry, top, np.int64(0), ef_upper, scratch, fresh)
+        slot = _slot(_descend(graph, metric, q, entry, top, np.int64(0), ef_upper, scratch, fresh))
         keys, done = _collect(graph, metric, q, slot, ef, allowed, most, scratch, fresh)
         if not done:
             if slots.shape[0] == 0:
@@ -713,7 +649,7 @@ def search_radius(graph, metric, entry, top, query, radius, ef_upper, ef, allowe
     load_query(metric, query, q)
     keys, done = np.empty(0, np.int64), most > 0
     if done:
-        slot = _descend(graph, metric, q, entry, top, np.int64(0), ef_upper, scratch, fresh)
+        slot = _slot(_descend(graph, metric, q, entry, top, np.int64(0), ef_upper, scratch, fresh))
         keys, done = _collect(graph, metric, q, slot, ef, allowed, most, scratch, fresh)
     while done and keys.shape[0] == ef and _key_distance(keys[ef - 1]) <= radius:
         ef *= 2
@@ -777,7 +713,7 @@ def repair(graph, metric, count, part, parts, scratch):
             _repair_row(graph, metric, slot, links, row, layer, pool, chosen, scratch)
 
 
-@compiled
+@inner
 def _repair_row(graph, metric, slot, links, row, layer, pool, chosen, scratch):
     width = links.shape[1]
     lost = False
@@ -805,18 +741,12 @@ def _repair_row(graph, metric, slot, links, row, layer, pool, chosen, scratch):
                 break
             if graph.state[other] != RETIRED:
                 _offer(graph, metric, q, np.int64(other), pool, epoch, scratch)
-    size = pool.shape[0]
-    for j in range(size >> 1):
-        pool[j], pool[size - 1 - j] = pool[size - 1 - j], pool[j]
-    count = 0
-    while count < size and pool[count] != EMPTY:
-        count += 1
-    taken = _select(metric, graph.vectors, pool, count, width, KEEP_NONE, chosen)
+    taken = _select(metric, graph.vectors, pool, width, KEEP_NONE, chosen)
     for j in range(width):
         links[row, j] = chosen[j] if j < taken else -1
 
 
-@compiled
+@inner
 def _offer(graph, metric, q, slot, pool, epoch, scratch):
     if scratch.tags[slot] == epoch:
         return
@@ -887,7 +817,7 @@ def first_fault(graph, count, rows, entry, top):
 # only if the slot still bears the id, so entries of retired slots need not be removed.
 
 
-@compiled
+@inner
 def _home(label, size):
     return np.int64((np.uint64(label) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & np.int64(size - 1)
 

@@ -258,10 +258,12 @@ class Index:
         ends = np.cumsum(levels, dtype=np.int64)
         rows = int(ends[-1])
         g.offsets[where] = self._rows + ends - levels
-        self._rows += rows
         starts = ends - levels + np.arange(count)
         picks = np.full((rows + count, self.M), -1, dtype=np.int32)
-        core.set_links(g, slots, starts, picks)  # none yet
+        new_rows = slice(self._rows, self._rows + rows)
+        self._rows += rows
+        g.links0[where] = -1  # none yet
+        g.upper[new_rows] = -1
         self._counts[core.FREE] -= len(reused)
         self._counts[core.RETIRED] += count
         g.state[where] = core.RETIRED  # until they are linked: an interrupted call is mended away
@@ -281,7 +283,9 @@ class Index:
             several = threads if count >= 16 else 1
             _run(find, several, several)
             g.levels[where] = levels
-        core.set_links(g, slots, starts, picks)
+        g.links0[where, : self.M] = picks[starts]
+        if rows:
+            g.upper[new_rows] = np.delete(picks, starts, axis=0)
         if threads > 1 and count >= 32:
             _run(lambda part: core.link_back(g, self._metric, slots, starts, picks, part, threads), threads, threads)
         else:

@@ -1,9 +1,13 @@
 """The compiled index: the same graph as the readable one, for any number of threads; changes, masks, edges."""
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
+import numba
 import numpy as np
 import pytest
 from vector_sets import clusters, exact, grid, recall
@@ -11,6 +15,17 @@ from vector_sets import clusters, exact, grid, recall
 from hnsw import HNSWSimple, Index, core
 from hnsw import index as index_module
 from hnsw.simple import METRICS
+
+compiled = numba.njit(fastmath=core.FAST, error_model="numpy")  # Python cannot call what `core` keeps to itself
+pool_insert, to_keys, collect = (compiled(f.py_func) for f in (core._pool_insert, core._to_keys, core._collect))
+
+
+@compiled
+def distance_and_key(metric, q, vectors, slot):
+    """The distance from q to one slot, its key, and the distance that the key holds."""
+    distance = core._distance(metric, q, vectors, slot)
+    key = core._key(distance, slot)
+    return distance, key, core._key_distance(key)
 
 
 def graph_of(index):
@@ -164,6 +179,41 @@ def test_long_builds_show_a_bar_and_short_ones_none(monkeypatch, capsys):
     assert "300/300" in add(0, True)
 
 
+FIRST_USE = """
+from collections import Counter
+import numpy as np
+from numba.core import event
+from hnsw import Index
+
+class Compiled(event.Listener):
+    names = Counter()
+
+    def on_start(self, event):
+        function = event.data["dispatcher"].py_func
+        if function.__module__ == "hnsw.core":
+            self.names[function.__name__] += 1
+
+    def on_end(self, event):
+        pass
+
+event.register("numba:compile", Compiled())
+index = Index(4)
+index.add(np.eye(4))
+index.search(np.eye(4), 2)
+print(*Compiled.names.elements())
+"""
+
+
+def test_the_first_use_compiles_only_what_it_needs_and_nothing_twice(tmp_path):
+    """Whoever uses an index for the first time waits for this."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", FIRST_USE]
+    names = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    entries = ["find_neighbours", "link_back", "load_query", "search"]
+    inside = ["_insort", "_key", "_key_distance", "_new_epoch", "_pool_insert", "_search_layer", "_select", "_slot"]
+    assert sorted(names) == sorted([*entries, *inside, "_to_keys"])
+
+
 @pytest.mark.parametrize("size", [1, 2, 10, 17, 127, 128, 129, 130, 145, 200, 400])
 def test_the_pool_keeps_the_nearest(size):
     rng = np.random.default_rng(size)
@@ -171,7 +221,7 @@ def test_the_pool_keeps_the_nearest(size):
     kept = np.array([], dtype=np.int64)
     for key in rng.permutation(3 * size + 5).astype(np.int64) * 2:
         if key < pool[0]:
-            place = core._pool_insert(pool, key)
+            place = pool_insert(pool, key)
             assert pool[place] == key
         kept = np.sort(np.append(kept, key))[:size]
         assert np.array_equal(pool[::-1][: len(kept)], kept) and (pool[::-1][len(kept) :] == core.EMPTY).all()
@@ -185,10 +235,11 @@ def test_four_distances_at_a_time_are_those_of_one_to_the_last_bit(metric, dim, 
     index = built(rng.standard_normal((40, dim)).astype(np.float32), metric)
     vectors, slots = index._graph.vectors, rng.permutation(40)
     keys = slots[: count + 3].copy()
-    core._to_keys(index._metric, vectors[7], vectors, keys, count)
+    to_keys(index._metric, vectors[7], vectors, keys, count)
     for key, slot in zip(keys[:count], slots):
-        assert core._key_distance(key) == core._distance(index._metric, vectors[7], vectors, slot)
-        assert key == core._key(core._distance(index._metric, vectors[7], vectors, slot), slot)
+        distance, key_of_one, same_distance = distance_and_key(index._metric, vectors[7], vectors, slot)
+        assert key == key_of_one
+        assert distance == same_distance
 
 
 @pytest.mark.parametrize("dim", [1, 3, 15, 16, 17, 33, 100])
@@ -354,9 +405,9 @@ def test_a_mask_of_what_is_far_away_is_compared_with_all_of_it():
         fresh = np.empty(16, dtype=np.int64)
         with index._scratch() as scratch:
             place = (index._graph, index._metric, q_padded(index, q), index._entry, 10, allowed)
-            keys, done = core._collect(*place, 1000, scratch, fresh)
+            keys, done = collect(*place, 1000, scratch, fresh)
             assert not done and not len(keys)
-            keys, done = core._collect(*place, 10**9, scratch, fresh)
+            keys, done = collect(*place, 10**9, scratch, fresh)
             assert done and len(keys) == 10
     assert len(index.range_search(X[0], 1e9, mask=far)[0][0]) == 4000
 
