@@ -1,8 +1,8 @@
 """Asks for memory before a compiled loop on a CPU needs it.
 
-Idea: a core that reads a long stream by itself waits for most of it: it looks a few lines ahead, and not at all beyond a
-page or from one block of the KV cache to the next. A prefetch names the line early, costs an instruction, and does no harm
-where the address is wrong.
+Idea: a core by itself looks a few lines ahead, and neither over the end of a page nor from one block of the KV cache to the
+next, so a loop over more than its caches hold waits for much of it. A prefetch names a line early, costs an instruction,
+and does no harm where the address is wrong.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ LINE = 64
 
 
 @intrinsic
-def prefetch(typingctx, array, index):
-    """Asks for the cache line of array[index], a tuple with a number for each dimension; no bounds are checked."""
+def prefetch(typingctx, array, offset):
+    """Asks for the cache line that is `offset` numbers behind the start of a contiguous array."""
 
     def codegen(context, builder, signature, args):
-        struct = context.make_array(signature.args[0])(context, builder, args[0])
-        numbers = cgutils.unpack_tuple(builder, args[1])
-        numbers = [context.cast(builder, n, kind, types.intp) for n, kind in zip(numbers, index, strict=True)]
-        emit_prefetch(builder, cgutils.get_item_pointer(context, builder, signature.args[0], struct, numbers))
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        emit_prefetch(builder, builder.gep(data, [args[1]]))
         return context.get_dummy_value()
 
-    return types.none(array, index), codegen
+    return types.none(array, types.intp), codegen
 
 
 def emit_prefetch(builder, address):

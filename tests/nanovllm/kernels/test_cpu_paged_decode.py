@@ -17,6 +17,7 @@ from oracle import attend, random_case, relative_error, stored
 import nanovllm
 from nanovllm.attention.numba import NumbaAttention
 from nanovllm.kernels.cpu_paged_decode import FASTMATH, exp, paged_decode
+from nanovllm.kernels.cpu_prefetch import prefetch
 
 MIXED = [(1, 1), (1, 15), (1, 16), (1, 17), (1, 200), (1, 3)]
 
@@ -73,6 +74,34 @@ def test_nan_in_a_query_stays_visible():
     out = NumbaAttention()(q, case.k, case.v, case.kv_cache, case.metadata, case.scale)
     assert out[0, 1].isnan().all()
     assert not out[0, 0].isnan().any() and not out[1].isnan().any()
+
+
+@pytest.mark.parametrize("junk", [2**31 - 1, -(2**31)])
+def test_what_is_prefetched_need_not_exist(junk):
+    """Behind each sequence's last block the next one's first is asked for; an empty sequence's may be any number."""
+    case = random_case([(1, 20), (1, 32), (1, 1)], group=2)
+    lens, tables = case.metadata.context_lens, case.metadata.block_tables
+    q, cache = case.q, case.expected()[1]
+    expected = attend(q, cache, case.metadata, case.scale)
+    tables = torch.cat([tables, torch.full((3, 1), junk)], dim=1).int()
+    for b in range(3):
+        tables[b, -(-lens[b] // 16) :] = junk
+    for empty in (1, 2):
+        tables[empty], lens[empty], expected[empty] = junk, 0, 0
+        out = torch.full_like(q, 7.0)
+        paged_decode(q.numpy(), cache.numpy(), tables.numpy(), lens.numpy(), np.float32(case.scale), out.numpy())
+        assert relative_error(out, expected) < 1e-6
+        assert not out[empty].any()
+
+
+def test_prefetch_is_an_instruction_that_asks_for_the_named_line():
+    @numba.njit
+    def ask(array, offset):
+        prefetch(array, offset)
+
+    ask(np.ones((2, 3), np.float32), 10**9)  # far outside: nothing comes of it
+    (code,) = ask.inspect_llvm().values()
+    assert "call void @llvm.prefetch" in code
 
 
 def test_exp_next_to_float64():
