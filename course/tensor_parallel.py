@@ -166,7 +166,7 @@ def message_bytes(function: Callable[..., Any], *args: Any) -> int:
 
 
 def step_message_bytes(num_sequences: int, context: int, block_size: int = 16) -> int:
-    """Bytes of what rank 0 sends for a step in which so many sequences decode at that context length."""
+    """Bytes of what rank 0 sends for the forward pass of a step in which so many sequences decode at that context length."""
     scheduled = []
     for seq_id in range(num_sequences):
         seq = Sequence(seq_id, [0] * context, SamplingParams())
@@ -306,7 +306,10 @@ def decode_step_seconds(llm: Any, batch: int = 8, steps: int = 30) -> float:
 
 
 def num_collectives(config: ModelConfig) -> int:
-    """Collectives of one step: two all-reduces a layer, one for the embedding, one all-gather for the logits."""
+    """Collectives of a forward pass: two all-reduces a layer, one for the embedding, one all-gather for the logits.
+
+    The broadcast of the drawn tokens, once a step, is not among them.
+    """
     return 2 * config.num_hidden_layers + 2
 
 
