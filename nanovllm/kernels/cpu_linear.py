@@ -41,8 +41,9 @@ def make_panels(weight: np.ndarray) -> np.ndarray:
 
 def linear(x: torch.Tensor, panels: np.ndarray, bias: torch.Tensor | None) -> torch.Tensor:
     """x (T, K), panels of W (N, K), bias (N) -> x W^T + bias (T, N)."""
-    out = np.empty((len(x), len(panels) * PANEL), np.float32)
-    multiply(np.ascontiguousarray(x.numpy()), panels, out)
+    rows = np.ascontiguousarray(x.numpy())
+    out = np.empty((len(rows), len(panels) * PANEL), np.float32)
+    multiply(rows, panels, out)
     out = torch.from_numpy(out)
     return out if bias is None else out.add_(bias)
 

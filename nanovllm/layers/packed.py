@@ -61,9 +61,9 @@ class PackedWeight:
             self._weight, self._version, self._one_thread = weight, weight._version, one_thread
             panels = one_thread and len(weight) % cpu_linear.PANEL == 0
             self._packed = cpu_linear.make_panels(weight.detach().numpy()) if panels else _pack(weight)
-        if isinstance(self._packed, torch.Tensor):
+        if not isinstance(self._packed, np.ndarray):
             return torch.ops.mkldnn._linear_pointwise(x, self._packed, bias, "none", [], "")
-        if x.dim() == 2 and len(x) <= FEW_ROWS and cpu_fused.serves(x):
+        if x.dim() == 2 and x.shape[0] <= FEW_ROWS and cpu_fused.serves(x):
             return cpu_linear.linear(x, self._packed, bias)
         return F.linear(x, weight, bias)
 
