@@ -36,7 +36,7 @@ except ModuleNotFoundError as error:
 from course import plots, recorded, roofline
 from course.exercises import NotDone, Wrong, checker, expect_close, expect_equal
 from course.graphs import CudaGraph
-from nanovllm.kernels.paged_decode import decode_bytes, paged_decode
+from nanovllm.kernels.paged_decode import WHOLE, DecodeConfig, decode_bytes, default_config, paged_decode
 
 # --- a small paged cache -------------------------------------------------------------------------------------------
 
@@ -333,10 +333,16 @@ def packed(case: Case) -> Tensor:
     return split(case, splits=1)
 
 
-def engine(case: Case) -> Tensor:
+def engine(case: Case, config: DecodeConfig | None = None) -> Tensor:
     """Step 5: the engine's own kernel, `nanovllm.kernels.paged_decode`."""
     longest = case.tables.shape[1] * case.cache.shape[3]
-    return paged_decode(case.q, case.cache, case.tables, case.lengths, case.scale, longest)
+    return paged_decode(case.q, case.cache, case.tables, case.lengths, case.scale, longest, config=config)
+
+
+def engine_config(case: Case) -> DecodeConfig:
+    """The configuration that the engine's kernel takes for a case by itself."""
+    num_pairs = len(case.lengths) * case.cache.shape[2]
+    return default_config(case.cache.shape[4], case.cache.element_size(), num_pairs)
 
 
 STEPS: dict[str, Callable[[Case], Tensor]] = {
@@ -413,6 +419,17 @@ def share_out(work: Sequence[tuple[int, int]], programs: int) -> list[Piece]:
                 pieces.append(Piece(sequence, program, low - first, high - low, high - low < count))
         begin += count
     return pieces
+
+
+def planned(work: Sequence[tuple[int, int]], tile: int, places: int, multiprocessors: int) -> int:
+    """Programs to which the engine's plan gives a share of `work`, in tiles of `tile` tokens; the others' are empty.
+
+    As many as if each (sequence, KV head) had the mean length and were cut into pieces of WHOLE tokens, or into more
+    where half of the multiprocessors would have none.
+    """
+    total = sum(count for _, count in work)
+    pieces = max(-(-total // (len(work) * max(WHOLE // tile, 1))), multiprocessors // 2 // len(work))
+    return min(places, len(work) * pieces, total)
 
 
 def busiest(pieces: Sequence[Piece]) -> int:
@@ -739,7 +756,7 @@ def _online_step(step: Callable[[State, Tensor, Tensor], State]) -> str:
 
 @checker("even-shares")
 def _even_shares(share_: Callable[[int, int, int], tuple[int, int]]) -> str:
-    for total, programs in ((12, 4), (10, 4), (3, 5), (25 * 396 + 7, 396), (1, 1)):
+    for total, programs in ((12, 4), (10, 4), (3, 5), (36 * 1056 + 7, 1056), (1, 1)):
         shares = [tuple(int(tile) for tile in share_(program, programs, total)) for program in range(programs)]
         what = f"With {total} tiles and {programs} programs"
         sizes = [end - first for first, end in shares]

@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 from course import paged_kernels as lesson
 from course.exercises import CORRECT, WRONG, grade
 from nanovllm.attention import AttentionMetadata, get_backend
-from nanovllm.kernels.paged_decode import plan_decode
+from nanovllm.kernels.paged_decode import INTERPRETER_SMS, DecodeConfig, plan_decode
 
 LENGTHS = [37, 5, 60, 16]
 RECORD = (
@@ -122,12 +122,36 @@ def test_gather_copies_once_repeats_once_and_reads_that():
     assert heavy.count("bmm") == 2
 
 
-def test_even_shares_are_the_engines():
-    case = lesson.make_case([150, 40, 300, 90])
-    plan = plan_decode(case.lengths, case.cache, 304).tolist()
+@pytest.mark.parametrize("config", [None, DecodeConfig(64, 3, 4, 2), DecodeConfig(16, 8, 1, 3)])
+@pytest.mark.parametrize("lengths", [[150, 40, 300, 90], [300], [16], [1040, 7]])
+def test_even_shares_are_the_engines(lengths, config):
+    case = lesson.make_case(lengths)
+    plan = plan_decode(case.lengths, case.cache, max(lengths), config).tolist()
     total, programs = plan[0][4], plan[0][5]
-    assert total == sum(count for _, count in lesson.tiles(case.lengths.tolist(), 2, 64))
+    tile = (config or lesson.engine_config(case)).tile
+    work = lesson.tiles(lengths, 2, tile)
+    assert total == sum(count for _, count in work)
+    assert programs == lesson.planned(work, tile, len(plan), multiprocessors())
     assert [tuple(row[:2]) for row in plan[:programs]] == [lesson.share(p, programs, total) for p in range(programs)]
+    assert all(row[0] == row[1] for row in plan[programs:])
+
+
+def multiprocessors():
+    """Of the GPU, or those that the interpreter plays."""
+    return torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else INTERPRETER_SMS
+
+
+def test_the_engine_computes_the_same_with_the_recorded_configuration():
+    case = lesson.make_case([150, 40, 300, 90], seed=1)
+    assert lesson.error(lesson.engine(case, DecodeConfig(64, 3, 4, 2)), lesson.in_float64(case)) < 1e-5
+
+
+def test_the_records_are_of_the_configuration_that_the_lesson_names():
+    """At these commits the kernel had tiles of 64 tokens and four warps. A newer record needs another text in section 8."""
+    text = next(path for path in notebooks.paths() if path.stem.startswith("10_")).read_text(encoding="utf-8")
+    names = ["paged_kernels", "kernels", "decode_attention-triton", "decode_attention_ragged-triton"]
+    for commit in {recorded.load(name)["commit"] for name in names}:
+        assert f"`{commit[:7]}`" in text
 
 
 @pytest.mark.parametrize("programs", [1, 3, 7, 40])
