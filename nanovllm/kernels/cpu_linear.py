@@ -29,7 +29,7 @@ PANEL = 2 * LANES
 def make_panels(weight: np.ndarray) -> np.ndarray:
     """weight (N, K), N a multiple of PANEL -> (N / PANEL, K, PANEL).
 
-    Starts on a cache line: otherwise most vectors would lie in two.
+    The panels start on a cache line, so that no vector lies in two; `_tile` relies on it.
     """
     num_outputs, num_inputs = weight.shape
     room = np.empty(weight.size + LINE // 4, np.float32)
