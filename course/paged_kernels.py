@@ -756,7 +756,7 @@ def _online_step(step: Callable[[State, Tensor, Tensor], State]) -> str:
 
 @checker("even-shares")
 def _even_shares(share_: Callable[[int, int, int], tuple[int, int]]) -> str:
-    for total, programs in ((12, 4), (10, 4), (3, 5), (36 * 1056 + 7, 1056), (1, 1)):
+    for total, programs in ((12, 4), (10, 4), (3, 5), (25 * 396 + 7, 396), (1, 1)):
         shares = [tuple(int(tile) for tile in share_(program, programs, total)) for program in range(programs)]
         what = f"With {total} tiles and {programs} programs"
         sizes = [end - first for first, end in shares]

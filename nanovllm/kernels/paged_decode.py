@@ -17,10 +17,7 @@ Storing, counting and merging take as long as reading several tiles, so where th
 it: as if each (sequence, head) had the mean length and were cut into pieces of WHOLE tokens, or into more where half of
 the multiprocessors would have none.
 
-Idea 4, one warp a program: the warps of a program that share a tile of keys wait for each other several times a tile, for the
-maximum, the weights and the values. A program of one warp waits for nobody, and eight of them fill a multiprocessor.
-
-Idea 5, do not wait for what is known: who has which share follows from the lengths alone, which are the same in every
+Idea 4, do not wait for what is known: who has which share follows from the lengths alone, which are the same in every
 layer. So a small kernel plans it once a step, and the layers read the plan, and the block tables of their first tiles,
 before they wait for the kernel that computes the queries. The next sequence's are read before the last one's are done.
 
@@ -49,7 +46,7 @@ INTERPRETER_SMS = 2
 """Multiprocessors that the interpreter plays."""
 PLAN_WIDTH = 8
 """int32 numbers for each program; six are used."""
-WHOLE = 256
+WHOLE = 512
 """Tokens that one program reads in less time than two programs and a merge."""
 PARTS = 16
 """Partials that are merged at once."""
@@ -64,10 +61,10 @@ class DecodeConfig(NamedTuple):
     stages: int
 
 
-# By bytes of one key row (head_dim * itemsize). With FEW, of (sequence, head) pairs, a multiprocessor has a program or two,
-# and four warps are sooner done with a tile than one.
+# By bytes of one key row (head_dim * itemsize). With FEW, of (sequence, head) pairs, contexts are cut finer, and more tiles
+# are on their way.
 CONFIGS = {
-    256: DecodeConfig(tile=16, programs_per_sm=8, warps=1, stages=3),
+    256: DecodeConfig(tile=64, programs_per_sm=3, warps=4, stages=2),
     512: DecodeConfig(tile=32, programs_per_sm=3, warps=4, stages=3),
     1024: DecodeConfig(tile=16, programs_per_sm=3, warps=4, stages=3),
 }
