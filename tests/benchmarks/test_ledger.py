@@ -129,6 +129,28 @@ def test_kernels_and_idle_shares():
     assert f"{two:.2f} ms on two H100s, {one:.2f} on one: {math.floor(one / two * 100) / 100:.2f} times" in TEXT
 
 
+def test_before_and_after_on_an_h200():
+    def both(name: str) -> tuple[float, float]:
+        before, after = result(f"{name}-h200-276eb4a"), result(f"{name}-h200")
+        assert before["commit"].startswith("276eb4a") and after["commit"].startswith("9a107e9")
+        assert before["device"]["name"] == after["device"]["name"] == "NVIDIA H200"
+        return before["median"], after["median"]
+
+    for batch, words in (
+        (1, "from {:.3f} to {:.3f} ms"),
+        (8, "from {:.3f} to {:.3f} ms"),
+        (32, "from {:.3f} to {:.3f}"),
+    ):
+        assert words.format(*both(f"latency_bs{batch}-nanovllm-graphs")) in TEXT
+    before, after = both("latency_bs128-nanovllm-graphs")
+    assert f"{after:.3f} and {before:.3f} ms" in TEXT
+    assert "from {:,.0f} to {:,.0f} tokens/s".format(*both("throughput-nanovllm-graphs")) in TEXT
+    for name, words in (("h200", "{:.2f} ms on two H200s, {:.2f} on one"), ("h200-batch256", "{:.2f} and {:.2f} ms")):
+        ranks = result(f"tensor_parallel-qwen3-8b-{name}")
+        two, one = ranks["median"], ranks["median_of_one_process"]
+        assert f"{words.format(two, one)}: {math.floor(one / two * 100) / 100:.2f} times" in TEXT
+
+
 def test_predictions_from_bytes():
     rows, layers = 256, SHAPE.layers
     hashed = rows * SHAPE.vocab * 2 * 8
