@@ -282,8 +282,8 @@ def engine(four_heads):
     threads = threading.active_count()
     files: list[Path] = []
 
-    def make(size: int) -> LLM:
-        llm = make_llm(four_heads, size)
+    def make(size: int, **config) -> LLM:
+        llm = make_llm(four_heads, size, **config)
         files.extend(shared_files(llm))
         assert len(children()) == len(before) + size - 1
         assert listening_ports(psutil.Process()) > ports
@@ -331,8 +331,9 @@ def test_a_worker_killed_between_calls(engine):
     check_closed(llm, "rank 1 was killed")
 
 
-def test_a_worker_killed_in_the_midst_of_a_call(engine):
-    llm = engine(4)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_worker_killed_in_the_midst_of_a_call(engine, ahead):
+    llm = engine(4, async_scheduling=ahead)
     stream = llm.stream([1, 2, 3], SamplingParams(temperature=0, max_tokens=400))
     for _ in range(3):
         next(stream)
