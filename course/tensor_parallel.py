@@ -343,24 +343,59 @@ def break_even(config: ModelConfig, size: int, bandwidth: float) -> float:
 
 
 def recorded_parts(run: Any, config: ModelConfig) -> dict[str, dict[str, float]]:
-    """Milliseconds of a recorded run's median steps, "1 GPU" and "2 GPUs", by the cost model's parts.
+    """Milliseconds of a recorded run's median steps, "1 GPU" and "2 GPUs", by the cost model's parts and the KV cache.
 
-    Only the reading of the weights is halved, and all the rest of one GPU's step is "fixed". What two GPUs take on top is
-    then the least that collectives and waiting cost: whatever else is halved in truth, they cost more.
+    Only the reading of the weights and of the prompts' KV cache is halved, and all the rest of one GPU's step is "fixed".
+    What two GPUs take on top is then the least that collectives and waiting cost: whatever else is halved in truth, they
+    cost more.
     """
-    one, two = run["median_of_one_process"], run.median
-    reading = read_bytes(config) / BYTES_A_SECOND[run["device"]["name"]] * 1e3
-    fixed = one - reading
+    one, two, work = run["median_of_one_process"], run.median, run["workload"]
+    a_millisecond = BYTES_A_SECOND[run["device"]["name"]] / 1e3
+    reading = read_bytes(config) / a_millisecond
+    cached = kv_read_bytes(config, work["batch"], work["prompt_tokens"]) / a_millisecond
+    fixed = one - reading - cached
+    collectives = two - fixed - (reading + cached) / 2
     return {
-        "1 GPU": {"fixed": fixed, "weights": reading, "collectives": 0.0},
-        "2 GPUs": {"fixed": fixed, "weights": reading / 2, "collectives": two - fixed - reading / 2},
+        "1 GPU": {"fixed": fixed, "weights": reading, "KV cache": cached, "collectives": 0.0},
+        "2 GPUs": {"fixed": fixed, "weights": reading / 2, "KV cache": cached / 2, "collectives": collectives},
     }
+
+
+def kv_read_bytes(config: ModelConfig, batch: int, context: int, itemsize: int = 2) -> int:
+    """KV cache that a decode step reads over all ranks: each of `batch` sequences looks at `context` tokens."""
+    heads, layers = config.num_key_value_heads, config.num_hidden_layers
+    return batch * context * kv_bytes_per_token(layers, heads, config.head_dim, itemsize)
+
+
+def collective_us(run: Any, config: ModelConfig) -> dict[str, float]:
+    """Microseconds of each collective of a recorded run on two GPUs, with the waiting around it.
+
+    Returns: "least", were nothing but the bytes read halved (`recorded_parts`); "most", were all of one GPU's step halved;
+    "goal", what `GOAL` would leave for each, were all halved.
+    """
+    half = run["median_of_one_process"] / 2
+    milliseconds = {
+        "least": recorded_parts(run, config)["2 GPUs"]["collectives"],
+        "most": run.median - half,
+        "goal": run["median_of_one_process"] / GOAL - half,
+    }
+    return {name: each / num_collectives(config) * 1e3 for name, each in milliseconds.items()}
+
+
+def times_as_fast(run: Any) -> float:
+    """One GPU's median step over two GPUs', cut after two digits and not rounded up."""
+    return int(100 * run["median_of_one_process"] / run.median) / 100
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------
 
-PART_COLOURS = {"fixed": plots.COLOURS[6], "weights": plots.COLOURS[0], "collectives": plots.COLOURS[1]}
-PART_NAMES = {"fixed": "all else", "weights": "reading weights", "collectives": "collectives and waiting"}
+PART_COLOURS = dict(zip(("fixed", "weights", "KV cache", "collectives"), (plots.COLOURS[i] for i in (6, 0, 2, 1))))
+PART_NAMES = {
+    "fixed": "all else",
+    "weights": "reading weights",
+    "KV cache": "reading the KV cache",
+    "collectives": "collectives and waiting",
+}
 BYTES_A_SECOND = {"NVIDIA H100 80GB HBM3": 3.08e12, "NVIDIA H200": 4.8e12}
 """What a GPU reads a second: the H100 as measured (benchmarks/peers.json), the H200 by its data sheet."""
 H100_BYTES_A_SECOND = BYTES_A_SECOND["NVIDIA H100 80GB HBM3"]
@@ -466,6 +501,11 @@ def draw_recorded_parts(runs: dict[str, Any], config: ModelConfig) -> Any:
                 )
                 if milliseconds > widest / 20:
                     where = {"ha": "center", "va": "center", "color": "white", "fontsize": 9}
+                    where["bbox"] = {
+                        "facecolor": PART_COLOURS[part],
+                        "edgecolor": "none",
+                        "pad": 1,
+                    }  # over the goal's line
                     axis.text(left + milliseconds / 2, row, f"{milliseconds:.1f}", **where)
                 left += milliseconds
         goal = run["median_of_one_process"] / GOAL
@@ -474,7 +514,7 @@ def draw_recorded_parts(runs: dict[str, Any], config: ModelConfig) -> Any:
         axis.invert_yaxis()
         axis.set(xlim=(0, 1.04 * widest), xlabel="ms a decode step", title=title)
         axis.grid(axis="y", visible=False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 

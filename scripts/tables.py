@@ -149,7 +149,9 @@ def parallel(results: Path, peers: dict) -> str:
     """Decode steps of two GPUs beside one."""
     rows, used = [], []
     for label, name in (
-        ("Qwen3-8B's shape", "tensor_parallel-qwen3-8b"),
+        ("Qwen3-8B's shape, launched ahead", "tensor_parallel-qwen3-8b-h200"),
+        ("the same, 256 sequences of 1,024 tokens", "tensor_parallel-qwen3-8b-h200-batch256"),
+        ("Qwen3-8B's shape, not launched ahead", "tensor_parallel-qwen3-8b"),
         ("Qwen3-8B's shape, eager", "tensor_parallel-qwen3-8b-af3c580"),
         ("embedded model, eager", "tensor_parallel-embedded"),
     ):
@@ -159,11 +161,17 @@ def parallel(results: Path, peers: dict) -> str:
             one, two = (statistics.median(record[key]) for key in ("samples_of_one_process", "samples"))
             check = record["float32_check"]
             rows.append(
-                [label, number(one), f"**{number(two)}**", standing(two, one, False)]
+                [label, gpu(record), number(one), f"**{number(two)}**", standing(two, one, False)]
                 + [f"{check['equal_prompts']} of {check['prompts']}" if check else "not compared"]
             )
-    head = ["tensor parallel, batch 32, ms a step", "one GPU", "two GPUs", "we are at", "prompts with equal tokens"]
+    head = ["tensor parallel, 32 sequences of 128 tokens, ms a step", "GPU", "one", "two", "we are at"]
+    head.append("prompts with equal tokens")
     return table(head, rows) + f"\n{origin(used)}.\n"
+
+
+def gpu(record: dict) -> str:
+    """The GPU's name without its vendor and memory."""
+    return record["device"]["name"].removeprefix("NVIDIA ").split()[0]
 
 
 def cpu(results: Path, peers: dict) -> str:

@@ -108,9 +108,19 @@ def test_every_table_says_where_it_comes_from(tmp_path):
     assert row(tables.cpu(tmp_path, PEERS), "each prompt")[3] == "2.20 x"
     check = {"equal_prompts": 3, "prompts": 4}
     write(tmp_path, "tensor_parallel-qwen3-8b", [8.0], samples_of_one_process=[10.0], float32_check=check)
-    assert row(tables.parallel(tmp_path, PEERS), "Qwen3-8B's")[1:] == ["10.0", "**8.00**", "1.25 x", "3 of 4"]
+    assert row(tables.parallel(tmp_path, PEERS), "Qwen3-8B's")[1:] == ["G", "10.0", "**8.00**", "1.25 x", "3 of 4"]
     write(tmp_path, "tensor_parallel-qwen3-8b", [8.0], samples_of_one_process=[10.0], float32_check=None)
-    assert row(tables.parallel(tmp_path, PEERS), "Qwen3-8B's")[4] == "not compared"
+    assert row(tables.parallel(tmp_path, PEERS), "Qwen3-8B's")[5] == "not compared"
+
+
+def test_two_gpus_beside_one_are_told_apart_by_their_gpu():
+    """An H100's row must not be compared with an H200's."""
+    text = tables.parallel(tables.RESULTS, PEERS)
+    found = {start: row(text, start) for start in ("Qwen3-8B's shape, launched", "the same", "Qwen3-8B's shape, not")}
+    assert [cells[1] for cells in found.values()] == ["H200", "H200", "H100"]
+    assert [cells[4] for cells in found.values()] == ["1.26 x", "1.47 x", "1.14 x"]
+    workload = tables.load(tables.RESULTS, "tensor_parallel-qwen3-8b-h200-batch256")["workload"]
+    assert found["the same"][0].endswith("{batch} sequences of {prompt_tokens:,} tokens".format(**workload))
 
 
 def test_a_cold_first_round_is_no_sample():

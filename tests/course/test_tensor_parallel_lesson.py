@@ -174,25 +174,54 @@ def test_the_run_with_graphs_is_what_the_lesson_says():
     assert (f"{one:.1f}", f"{two:.1f}", int(100 * one / two)) == ("6.7", "5.8", 114)
     rate = json.loads((recorded.ROOT / "benchmarks" / "peers.json").read_text())["measured"]["roofline"]
     assert f"{parallel.H100_BYTES_A_SECOND / 1e12:.2f} TB/s that this H100 reads" in rate
-    reading = parallel.recorded_parts(run, SHAPE)["1 GPU"]["weights"]
-    goal, all_halved = one / 1.7, one / 2
-    assert [round(ms / 74 * 1e3) for ms in (two - one + reading / 2, two - all_halved, goal - all_halved)] == [
-        22,
-        34,
-        8,
-    ]
-    assert round(one - reading) == 2 and goal < two
+    parts, each = parallel.recorded_parts(run, SHAPE), parallel.collective_us(run, SHAPE)
+    assert [round(each[name]) for name in ("least", "most", "goal")] == [23, 34, 8]
+    assert f"{parts['1 GPU']['weights']:.1f}" == "4.9" and f"{parts['2 GPUs']['collectives']:.1f}" == "1.7"
+    assert round(parts["1 GPU"]["fixed"]) == 2 and one / parallel.GOAL < two
     for check in recorded.load("gpu_agreement-ranks")["parts"]["ranks"]["found"].values():
         assert check["equal"] == check["prompts"] and not check["ties"]
 
 
-@pytest.mark.parametrize("name", ["tensor_parallel-qwen3-8b", "tensor_parallel-qwen3-8b-af3c580"])
+def test_the_runs_launched_ahead_are_what_the_lesson_says():
+    before = recorded.load("tensor_parallel-qwen3-8b")
+    few, many = recorded.load("tensor_parallel-qwen3-8b-h200"), recorded.load("tensor_parallel-qwen3-8b-h200-batch256")
+    steps = [(run["median_of_one_process"], run.median) for run in (few, many)]
+    assert [f"{each:.1f}" for each in steps[0]] == ["5.1", "4.0"]
+    assert [parallel.times_as_fast(run) for run in (before, few, many)] == [1.14, 1.26, 1.47]
+    assert all(two > one / parallel.GOAL for one, two in steps)
+
+    old, new, wide = (parallel.collective_us(run, SHAPE) for run in (before, few, many))
+    assert [round(new[name]) for name in ("least", "most", "goal")] == [8, 20, 6]
+    assert new["most"] < old["least"] and new["goal"] < new["least"] and round(wide["least"]) == 0
+    costs = [parallel.recorded_parts(run, SHAPE)["2 GPUs"]["collectives"] for run in (before, few)]
+    assert few.median - costs[1] + costs[0] > few["median_of_one_process"]  # two would have gained nothing
+    assert f"{few.median - costs[1] + costs[0]:.1f}" == "5.1"
+
+    above = [two - one / 2 for one, two in steps]
+    assert f"{above[1]:.1f}" == "3.1" and round(above[1] / above[0], 1) == 2.1 and steps[1][0] > 3 * steps[0][0]
+    saved = parallel.recorded_parts(many, SHAPE)["2 GPUs"]
+    assert saved["KV cache"] > 2 * saved["weights"]
+    assert many["workload"]["batch"] == 8 * few["workload"]["batch"]
+    for run in (few, many):
+        assert run["float32_check"] is None and run["device"]["name"] == "NVIDIA H200"
+
+
+def test_a_step_reads_the_keys_and_values_of_every_sequence():
+    """36 layers, 8 heads of 128 numbers, keys and values, 2 bytes each."""
+    assert parallel.kv_read_bytes(SHAPE, 256, 1024) == 256 * 1024 * 36 * 8 * 128 * 2 * 2
+    assert 2 * parallel.share(SHAPE, 2)[1] * 32 * 128 == parallel.kv_read_bytes(SHAPE, 32, 128)
+
+
+@pytest.mark.parametrize("name", ["", "-af3c580", "-h200", "-h200-batch256"])
 def test_the_parts_of_a_recorded_run_add_up(name):
-    run = recorded.load(name)
+    run = recorded.load(f"tensor_parallel-qwen3-8b{name}")
     parts = parallel.recorded_parts(run, SHAPE)
     assert sum(parts["1 GPU"].values()) == pytest.approx(run["median_of_one_process"])
     assert sum(parts["2 GPUs"].values()) == pytest.approx(run.median)
-    assert parts["1 GPU"]["weights"] == 2 * parts["2 GPUs"]["weights"]
+    for part in ("weights", "KV cache"):
+        assert parts["1 GPU"][part] == 2 * parts["2 GPUs"][part]
+    each = parallel.collective_us(run, SHAPE)
+    assert 0 < each["least"] < each["most"]
 
 
 def test_a_step_message_is_small():
