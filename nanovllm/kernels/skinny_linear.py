@@ -1,7 +1,7 @@
 """x W^T for 2 to 64 rows of x: every weight is read once, and asked for before x is there.
 
 A batch that decodes multiplies a few rows with every weight: the time is the time to read the weight, plus what it takes to
-start and to end. At Qwen3-0.6B's sizes a weight is read in two or three microseconds, so start and end are half of it.
+start and to end. At Qwen3-0.6B's sizes a weight is read in one to four microseconds, so start and end are half of it.
 
 Idea 1, do not wait for x: launched early (see `launch`), a program first has its part of the weight brought into L2, while
 the kernels before this one still run, and only then waits for x.

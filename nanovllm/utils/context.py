@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,17 +26,14 @@ class TensorParallel:
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sums `x` over the ranks, in place."""
         if self.size > 1:
-            options = dist.AllreduceOptions()
-            options.asyncOp = False  # on the stream of the layers: no event between two streams before and after it
-            _wait(self.group.allreduce([x], options))
+            _wait(self.group.allreduce([x], _on_this_stream(dist.AllreduceOptions())))
         return x
 
     def broadcast(self, x: torch.Tensor) -> torch.Tensor:
         """Overwrites `x` with rank 0's, in place."""
         if self.size > 1:
-            options = dist.BroadcastOptions()
+            options = _on_this_stream(dist.BroadcastOptions())
             options.rootRank = 0
-            options.asyncOp = False
             _wait(self.group.broadcast([x], options))
         return x
 
@@ -62,6 +60,13 @@ class TensorParallel:
         if total % self.size:
             raise ValueError(f"tensor_parallel_size ({self.size}) must divide {what} ({total}).")
         return total // self.size
+
+
+def _on_this_stream(options: Any) -> Any:
+    """Has NCCL run on the layers' stream, with no event between two streams before and after; old PyTorch cannot."""
+    if hasattr(options, "asyncOp"):
+        options.asyncOp = False
+    return options
 
 
 def _wait(work: dist.Work | None) -> None:
