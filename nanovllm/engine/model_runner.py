@@ -321,12 +321,11 @@ class ModelRunner:
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         """(B, vocab_size) for the B entries that sample."""
-        inputs = prepare_inputs(batch, self.block_size, self.device, self._drawn)
-        inputs.take_drawn(self._drawn)
-        return self._forward(inputs)
+        return self._forward(prepare_inputs(batch, self.block_size, self.device, self._drawn))
 
     @torch.inference_mode()
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
+        inputs.take_drawn(self._drawn)
         hidden = self.model(inputs.token_ids, inputs.positions, inputs.metadata)
         return self.model.compute_logits(hidden if inputs.sampled_rows is None else hidden[inputs.sampled_rows])
 

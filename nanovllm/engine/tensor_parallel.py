@@ -159,9 +159,7 @@ class ParallelModelRunner(ModelRunner):
         inputs = prepare_inputs(batch, self.block_size, torch.device("cpu"), self._drawn)
         with self._workers.together():
             self._workers.send("forward_shard", inputs)
-            inputs = to_device(inputs, self.device)
-            inputs.take_drawn(self._drawn)
-            return self._forward(inputs)
+            return self._forward(to_device(inputs, self.device))
 
     def _replay(self, changes: RowChanges, num_seqs: int) -> torch.Tensor:
         with self._workers.together():
@@ -188,9 +186,7 @@ class WorkerModelRunner(ModelRunner):
 
     def forward_shard(self, inputs: StepInputs) -> None:
         """Takes part in a step. The logits, whole on every rank, are rank 0's to sample from."""
-        inputs = to_device(inputs, self.device)
-        inputs.take_drawn(self._drawn)
-        self._forward(inputs)
+        self._forward(to_device(inputs, self.device))
 
     @torch.inference_mode()
     def replay_shard(self, changes: RowChanges, num_seqs: int) -> None:

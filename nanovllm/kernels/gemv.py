@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from nanovllm.kernels.launch import early_launch
+from nanovllm.kernels.silu_mul import silu_times
 
 ELEMENTS = 8192
 """Numbers of the weight that a program holds."""
@@ -52,7 +53,7 @@ def _gemv_kernel(
         product = tl.sum(weights * vector[None, :], 1)
         if GATED:
             gate, up = product.reshape(2, OUTPUTS).permute(1, 0).split()
-            product = gate / (1.0 + tl.exp(-gate)) * up
+            product = silu_times(gate, up)
         tl.store(out + m * N + output, product.to(out.dtype.element_ty), mask=output < N)
 
 

@@ -2,29 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from products import check, operands
 
 from nanovllm.kernels import skinny_linear as module
 from nanovllm.kernels.skinny_linear import pieces, serves, skinny_linear
-
-TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
-
-
-def operands(rows, outputs, size, dtype, device):
-    generator = torch.Generator().manual_seed(rows + outputs + size)
-    x = torch.randn((rows, size), generator=generator)
-    weight = torch.randn((outputs, size), generator=generator) / size**0.5
-    return x.to(dtype).to(device), weight.to(dtype).to(device)
-
-
-def check(x, weight, gated=False):
-    out = skinny_linear(x, weight, gated)
-    expected = x.double() @ weight.double().T
-    if gated:
-        gate, up = expected.chunk(2, dim=1)
-        expected = F.silu(gate) * up
-    assert out.shape == expected.shape and out.dtype == x.dtype
-    assert (out.double() - expected).norm() <= TOLERANCE[x.dtype] * expected.norm()
 
 
 # (64, 256): one tile, one piece; (128, 1024): two pieces; (64, 2048): four; (192, 768): a tile count that is odd.
@@ -32,7 +13,7 @@ def check(x, weight, gated=False):
 @pytest.mark.parametrize("rows", [1, 2, 16, 17, 33, 64])
 @pytest.mark.parametrize("gated", [False, True])
 def test_equals_float64(rows, outputs, size, gated, device):
-    check(*operands(rows, outputs, size, torch.float16, device), gated)
+    check(skinny_linear, *operands(rows, outputs, size, torch.float16, device), gated)
 
 
 def test_calls_in_turn_leave_the_counters_zero(device):
@@ -45,7 +26,7 @@ def test_calls_in_turn_leave_the_counters_zero(device):
 
 def test_rows_of_a_wider_tensor(device):
     x, weight = operands(5, 64, 256, torch.float16, device)
-    check(torch.cat([x, x], dim=1)[:, 256:], weight)
+    check(skinny_linear, torch.cat([x, x], dim=1)[:, 256:], weight)
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(device):
@@ -89,4 +70,4 @@ def test_what_it_does_not_serve_is_refused_by_name(device):
     [(4096, 1024, False), (1024, 2048, False), (6144, 1024, True), (1024, 3072, False), (2048, 2048, False)],
 )
 def test_real_shapes(rows, outputs, size, gated):
-    check(*operands(rows, outputs, size, torch.bfloat16, "cuda"), gated)
+    check(skinny_linear, *operands(rows, outputs, size, torch.bfloat16, "cuda"), gated)
