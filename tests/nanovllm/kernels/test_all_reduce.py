@@ -1,0 +1,187 @@
+"""The sum over the ranks with addition and norm, by real processes, against float64.
+
+On a CPU the ranks run the kernel under Triton's interpreter, with inboxes in shared memory.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+from nanovllm.utils import inboxes as module
+from nanovllm.utils.context import TensorParallel
+from nanovllm.utils.inboxes import EMPTY, Inboxes, open_inboxes
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="this PyTorch is built without gloo"),
+]
+
+WIDTH = 48  # no power of two: a row's last places are masked
+EPS = 1e-6
+ROWS = (3, 1, 7, 7, 2, 5)
+"""Of calls one after the other."""
+
+
+@dataclass
+class Calls:
+    """What one rank got.
+
+    Attributes:
+        calls: dtype -> for each call the residual and the norm.
+        late: the same for calls that the ranks reach one after the other.
+        zeros: what all ranks' -0.0, and a NaN, add up to.
+        empty: whether the inboxes were empty after each of these.
+        alone_seconds: how long rank 0 took for calls that it made alone, and aborted.
+        refused: what the ranks got where one of them could not open the others' memory.
+    """
+
+    calls: dict[torch.dtype, list[tuple[torch.Tensor, torch.Tensor]]]
+    late: list[tuple[torch.Tensor, torch.Tensor]]
+    zeros: torch.Tensor
+    empty: list[bool]
+    alone_seconds: float
+    refused: Inboxes | None
+
+
+def inputs(size: int, rows: int, dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The ranks' parts (size, rows, WIDTH), the residual and the norm's weight."""
+    generator = torch.Generator().manual_seed(seed)
+    parts, residual = (torch.randn(n, rows, WIDTH, generator=generator).to(dtype) for n in (size, 1))
+    return parts, residual[0], (torch.rand(WIDTH, generator=generator) + 0.5).to(dtype)
+
+
+def make_device(rank: int, size: int) -> torch.device:
+    return torch.device("cuda", rank) if torch.cuda.device_count() >= size else torch.device("cpu")
+
+
+def run_rank(rank: int, size: int, folder: Path) -> None:
+    from nanovllm.engine.tensor_parallel import make_group
+    from nanovllm.kernels.all_reduce import sum_add_rms_norm
+
+    torch.set_num_threads(1)
+    device = make_device(rank, size)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store = dist.FileStore(str(folder / "store"), size)
+    tp = TensorParallel(rank, size, make_group(store, rank, size, device, local=True, timeout=timedelta(seconds=60)))
+
+    def call(inboxes, number, rows, dtype, wide=False):
+        parts, residual, weight = (tensor.to(device) for tensor in inputs(size, rows, dtype, number))
+        x = torch.cat([parts[rank], parts[rank]], dim=1)[:, WIDTH:] if wide else parts[rank]
+        out = sum_add_rms_norm(x, residual, weight, EPS, inboxes, number % 2)
+        return residual.cpu(), out.cpu()
+
+    def is_empty(inboxes):
+        return bool((inboxes.mine == EMPTY[inboxes.mine.dtype]).all())
+
+    calls, empty = {}, []
+    for dtype in (torch.float16, torch.float32):
+        inboxes = open_inboxes(tp, WIDTH, dtype, device)
+        calls[dtype] = [call(inboxes, i, rows, dtype, wide=i == 2) for i, rows in enumerate(ROWS)]
+        empty.append(is_empty(inboxes))
+
+    late = []
+    for i in range(2 * size):
+        if i % size == rank:
+            time.sleep(0.3)
+        late.append(call(inboxes, i, ROWS[i % len(ROWS)], torch.float32))
+    empty.append(is_empty(inboxes))
+
+    x, residual = (torch.full((1, WIDTH), -0.0, device=device) for _ in range(2))
+    x[0, 5] = float("nan")
+    for parity in range(2):
+        sum_add_rms_norm(x, residual, torch.ones(WIDTH, device=device), EPS, inboxes, parity)
+    empty.append(is_empty(inboxes))
+
+    # A call that no peer answers, after one that all have ended.
+    tp.minimum(0, device)
+    seconds = 0.0
+    if rank == 0:
+        began = time.monotonic()
+        threading.Timer(0.5, inboxes.abort).start()
+        for parity in range(4):
+            call(inboxes, parity, 2, torch.float32)
+        seconds = time.monotonic() - began
+    tp.minimum(0, device)
+
+    if rank == size - 1:
+        module._map = module._PeerMemory = None  # calling it raises
+    refused = open_inboxes(tp, WIDTH, torch.float32, device)
+    torch.save(Calls(calls, late, residual.cpu(), empty, seconds, refused), folder / f"{rank}.pt")
+    if device.type == "cuda":
+        os._exit(0)  # without waiting for NCCL's threads
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request, tmp_path_factory) -> list[Calls]:
+    size = request.param
+    if make_device(0, size).type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip(f"needs {size} GPUs, or TRITON_INTERPRET=1")
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(run_rank, (size, folder), nprocs=size)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def check(got: list[tuple[torch.Tensor, torch.Tensor]], number: int, rows: int, dtype: torch.dtype) -> None:
+    """One call's results on every rank."""
+    parts, residual, weight = inputs(len(got), rows, dtype, number)
+    total = parts.double().sum(0) + residual.double()
+    normed = total / (total.pow(2).mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
+    # Parts are summed and rounded, then the residual is added and rounded: two roundings in the dtype.
+    tolerance = {torch.float16: 4e-3, torch.float32: 2e-6}[dtype]
+    for after, out in got:
+        assert after.dtype == out.dtype == dtype
+        torch.testing.assert_close(after.double(), total, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(out.double(), normed, rtol=tolerance, atol=tolerance)
+        assert torch.equal(after, got[0][0]) and torch.equal(out, got[0][1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_calls_in_turn_equal_float64_and_all_ranks_have_the_same_bits(ranks, dtype):
+    for number, rows in enumerate(ROWS):
+        check([rank.calls[dtype][number] for rank in ranks], number, rows, dtype)
+
+
+def test_rounds_where_sum_and_addition_round(ranks):
+    for number, rows in enumerate(ROWS):
+        parts, residual, _ = inputs(len(ranks), rows, torch.float16, number)
+        total = torch.zeros(rows, WIDTH)
+        for part in parts:
+            total += part.float()
+        assert torch.equal(ranks[0].calls[torch.float16][number][0], residual + total.half())
+
+
+def test_a_rank_may_come_late(ranks):
+    for number in range(2 * len(ranks)):
+        check([rank.late[number] for rank in ranks], number, ROWS[number % len(ROWS)], torch.float32)
+
+
+def test_inboxes_are_empty_after_a_call(ranks):
+    assert all(all(rank.empty) for rank in ranks)
+
+
+def test_negative_zeros_arrive_though_they_mean_empty(ranks):
+    for rank in ranks:
+        assert rank.zeros[0, 5].isnan() and rank.zeros.nan_to_num().abs().max() == 0
+
+
+def test_an_abort_ends_this_wait_and_those_to_come(ranks):
+    assert 0.5 < ranks[0].alone_seconds < 20
+
+
+def test_one_rank_that_cannot_open_memory_keeps_all_from_it_and_no_file_is_left(ranks):
+    assert [rank.refused for rank in ranks] == [None] * len(ranks)
+    deadline = time.monotonic() + 10  # other tests may have files for a moment
+    while list(Path("/dev/shm").glob("nanovllm-inbox-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not list(Path("/dev/shm").glob("nanovllm-inbox-*"))
