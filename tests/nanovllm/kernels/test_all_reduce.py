@@ -6,6 +6,7 @@ On a CPU the ranks run the kernel under Triton's interpreter, with inboxes in sh
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class Calls:
     Attributes:
         calls: dtype -> for each call the residual and the norm.
         late: the same for calls that the ranks reach one after the other.
+        stopped: the same for two calls of a row; rank 0 sends the second before the others read what it sent in the first.
         zeros: what all ranks' -0.0, and a NaN, add up to.
         empty: whether the inboxes were empty after each of these.
         alone_seconds: how long rank 0 took for calls that it made alone, and aborted.
@@ -47,6 +49,7 @@ class Calls:
 
     calls: dict[torch.dtype, list[tuple[torch.Tensor, torch.Tensor]]]
     late: list[tuple[torch.Tensor, torch.Tensor]]
+    stopped: list[tuple[torch.Tensor, torch.Tensor]]
     zeros: torch.Tensor
     empty: list[bool]
     alone_seconds: float
@@ -69,6 +72,9 @@ def run_rank(rank: int, size: int, folder: Path) -> None:
     from nanovllm.kernels.all_reduce import sum_add_rms_norm
 
     torch.set_num_threads(1)
+    watchdog = threading.Timer(120, os._exit, (1,))  # a rank that waits for ever fails its tests
+    watchdog.daemon = True
+    watchdog.start()
     device = make_device(rank, size)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -98,6 +104,17 @@ def run_rank(rank: int, size: int, folder: Path) -> None:
         late.append(call(inboxes, i, ROWS[i % len(ROWS)], torch.float32))
     empty.append(is_empty(inboxes))
 
+    store.set(f"pid/{rank}", str(os.getpid()))
+    others = [int(store.get(f"pid/{other}")) for other in range(1, size)]
+    if rank == 0:
+        while (inboxes.mine[0, 1:, 0] == EMPTY[torch.int32]).any():
+            time.sleep(0.01)
+        for pid in others:  # they wait for this rank's row
+            os.kill(pid, signal.SIGSTOP)
+        threading.Timer(0.5, lambda: [os.kill(pid, signal.SIGCONT) for pid in others]).start()
+    stopped = [call(inboxes, i, 1, torch.float32) for i in range(2)]
+    empty.append(is_empty(inboxes))
+
     x, residual = (torch.full((1, WIDTH), -0.0, device=device) for _ in range(2))
     x[0, 5] = float("nan")
     for parity in range(2):
@@ -118,7 +135,7 @@ def run_rank(rank: int, size: int, folder: Path) -> None:
     if rank == size - 1:
         module._map = module._PeerMemory = None  # calling it raises
     refused = open_inboxes(tp, WIDTH, torch.float32, device)
-    torch.save(Calls(calls, late, residual.cpu(), empty, seconds, refused), folder / f"{rank}.pt")
+    torch.save(Calls(calls, late, stopped, residual.cpu(), empty, seconds, refused), folder / f"{rank}.pt")
     if device.type == "cuda":
         os._exit(0)  # without waiting for NCCL's threads
 
@@ -165,6 +182,11 @@ def test_rounds_where_sum_and_addition_round(ranks):
 def test_a_rank_may_come_late(ranks):
     for number in range(2 * len(ranks)):
         check([rank.late[number] for rank in ranks], number, ROWS[number % len(ROWS)], torch.float32)
+
+
+def test_a_rank_that_is_ahead_overwrites_nothing(ranks):
+    for number in range(2):
+        check([rank.stopped[number] for rank in ranks], number, 1, torch.float32)
 
 
 def test_inboxes_are_empty_after_a_call(ranks):
