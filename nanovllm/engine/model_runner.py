@@ -20,8 +20,10 @@ from nanovllm.engine.sequence import Sequence
 from nanovllm.layers.packed import pack_weights
 from nanovllm.layers.sampler import apply_penalties, sample, top_logprobs
 from nanovllm.models import MODELS
+from nanovllm.models.summing_norms import sum_in_norms
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.utils.context import TensorParallel
+from nanovllm.utils.inboxes import Inboxes, open_inboxes
 from nanovllm.utils.loader import load_model
 from nanovllm.utils.memory import kv_block_bytes, num_kv_blocks
 
@@ -160,6 +162,9 @@ class ModelRunner:
         load_model(self.model, folder)
         if backend_name == "numba":
             pack_weights(self.model)
+        self._inboxes = self._open_inboxes()
+        if self._inboxes:
+            sum_in_norms(self.model, tp, self._inboxes)
         self.uses_graphs = self.device.type == "cuda" and not config.enforce_eager and backend.supports_cuda_graphs
         self.rows: DecodeRows | None = None
         if self.uses_graphs:
@@ -175,6 +180,12 @@ class ModelRunner:
         self.graphs = self._make_graphs() if self.uses_graphs else None
         if self.graphs:
             self.graphs.record()
+
+    def _open_inboxes(self) -> Inboxes | None:
+        """Memory that the ranks write into each other's, where our kernels run and the ranks can."""
+        if self._tp.size == 1 or not self.fused:
+            return None
+        return open_inboxes(self._tp, self.model_config.hidden_size, self.dtype, self.device)
 
     # KV cache
 
@@ -395,7 +406,7 @@ class ModelRunner:
 
     def close(self) -> None:
         """Gives the model's and the cache's memory back."""
-        self.graphs = self.rows = self._drawn = None
+        self.graphs = self.rows = self._drawn = self._inboxes = None
         del self.model
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

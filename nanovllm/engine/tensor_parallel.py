@@ -49,6 +49,7 @@ from nanovllm.engine.model_runner import ModelRunner, choose_device
 from nanovllm.engine.scheduler import Batch
 from nanovllm.models.qwen3 import Qwen3ForCausalLM
 from nanovllm.utils.context import TensorParallel
+from nanovllm.utils.inboxes import Inboxes
 
 if TYPE_CHECKING:
     from nanovllm.engine.decode_rows import RowChanges
@@ -154,6 +155,10 @@ class ParallelModelRunner(ModelRunner):
     @property
     def failure(self) -> str | None:
         return self._workers.failure
+
+    def _open_inboxes(self) -> Inboxes | None:
+        self._workers.inboxes = super()._open_inboxes()
+        return self._workers.inboxes
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         inputs = prepare_inputs(batch, self.block_size, torch.device("cpu"), self._drawn)
@@ -322,12 +327,14 @@ class Workers:
 
     Attributes:
         tp: rank 0's place in the group.
+        inboxes: what rank 0's kernels sum through, or None.
         failure: what ended the group before its time, or None. It cannot be mended: the ranks are out of step.
         serving: whether the workers wait for commands, so that they can be told to end.
     """
 
     commands: SharedMemoryCommands | BroadcastCommands
     tp: TensorParallel | None = None
+    inboxes: Inboxes | None = None
 
     def __init__(self) -> None:
         self.failure: str | None = None
@@ -371,6 +378,12 @@ class Workers:
         """Ends the group. The first reason is kept: what follows are its consequences."""
         if self.failure is None:
             self.failure = f"this engine was closed, because tensor-parallel {reason}"
+
+    def end_waiting(self) -> None:
+        """Ends what rank 0 may wait for other ranks in: its own kernels, and the group's."""
+        if self.inboxes:
+            self.inboxes.abort()
+        end_group(self.tp.group)
 
     def wait_for_failure(self) -> bool:
         """Whether the group turns out to have failed."""
@@ -452,7 +465,7 @@ class SpawnedWorkers(Workers):
         for process in self._processes:
             process.kill()
         if self.tp:
-            end_group(self.tp.group)
+            self.end_waiting()
 
     def _watch(self) -> None:
         ranks = {process.sentinel: rank for rank, process in enumerate(self._processes, 1)}
@@ -504,9 +517,9 @@ class SpawnedWorkers(Workers):
             process.close()
         self._processes = []
         if self.tp:
-            end_group(self.tp.group)
+            self.end_waiting()
         self.commands.close()
-        self.tp = self._store = None  # the last references: this frees the ports
+        self.tp = self.inboxes = self._store = None  # the last references: this frees the ports
 
 
 class TorchrunWorkers(Workers):
@@ -531,9 +544,9 @@ class TorchrunWorkers(Workers):
                 self.send(CLOSE)
             except RuntimeError as error:
                 self.fail(f"rank 0 could not end the others: {error}")
-        end_group(self.tp.group)
+        self.end_waiting()
         self.commands.close()
-        self.tp = self._store = None
+        self.tp = self.inboxes = self._store = None
 
 
 def join_torchrun(arguments: tuple, device: torch.device) -> TorchrunWorkers:

@@ -524,6 +524,43 @@ def test_ranks_replay_their_graphs_in_step(eight_heads, tmp_path, ahead):
     assert result.stdout.splitlines() == [str([output["token_ids"] for output in outputs])]
 
 
+SUMS_IN_NORMS = """
+import os, signal, sys, threading
+os.environ["TRITON_INTERPRET"] = "1"
+from nanovllm import LLM, SamplingParams
+if __name__ == "__main__":
+    from nanovllm.kernels import all_reduce
+    calls, kernel = [], all_reduce.sum_add_rms_norm
+    def counted(*args):
+        calls.append(args[-1])
+        return kernel(*args)
+    all_reduce.sum_add_rms_norm = counted
+    llm = LLM(sys.argv[1], device="cpu", attention_backend="triton", tensor_parallel_size=2, num_kvcache_blocks=20)
+    params = SamplingParams(temperature=0, max_tokens=5)
+    print([output["token_ids"] for output in llm.generate(eval(sys.argv[2]), params, use_tqdm=False)])
+    print(len(calls), calls == [0, 1] * (len(calls) // 2))
+    worker = llm.model_runner._workers._processes[0].pid
+    def stop(*args):  # the worker may have sent its part of this sum already, but not of the next one
+        all_reduce.sum_add_rms_norm = kernel
+        os.kill(worker, signal.SIGSTOP)
+        threading.Timer(1, os.kill, (worker, signal.SIGKILL)).start()
+        return kernel(*args)
+    all_reduce.sum_add_rms_norm = stop
+    llm.generate([[1, 2, 3]], params, use_tqdm=False)
+"""
+
+
+def test_norms_sum_over_the_ranks(four_heads, tmp_path):
+    """Our kernel through Triton's interpreter; then a rank is lost while rank 0 waits for it there."""
+    pytest.importorskip("triton")
+    prompts = random_prompts(3, 3, 20, seed=10)
+    result = run_script(tmp_path, SUMS_IN_NORMS, four_heads.folder, prompts)
+    drawn, calls = result.stdout.splitlines()
+    assert drawn == str(four_heads.greedy(prompts, 5))
+    assert calls == "20 True"  # five steps of two layers
+    assert "RuntimeError: this engine was closed, because tensor-parallel rank 1 was killed" in result.stderr
+
+
 def test_torchrun_ends_when_a_worker_fails(four_heads, tmp_path):
     source = UNDER_TORCHRUN.replace(
         "    prompts =", '    llm.model_runner._workers.send("no_such_method")\n    prompts ='
