@@ -12,6 +12,9 @@ its GPU. Rank 0 then sends what changes in the rows.
 A step may be launched before the tokens of the one before are known. So after each step rank 0's tokens are broadcast from
 device to device, and each rank fills them in where the next step needs them.
 
+Where our Triton kernels run and the ranks can write each other's memory, the layers' sums of few rows are a kernel's and not
+the group's (`nanovllm.models.summing_norms`).
+
 The workers are spawned on this host and get their commands through shared memory, or torchrun has started them, on any
 number of hosts, and the commands are broadcast. Nothing is global: each engine has its own workers, groups and store.
 """

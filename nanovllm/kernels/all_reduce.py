@@ -34,6 +34,8 @@ import triton.language as tl
 from nanovllm.kernels.launch import early_launch
 from nanovllm.utils.inboxes import EMPTY, Inboxes
 
+NUMBERS_A_WARP = 512
+
 
 @triton.jit
 def _sum_add_rms_norm_kernel(
@@ -95,9 +97,10 @@ def sum_add_rms_norm(
         ValueError: `inboxes` do not serve x, or residual or weight do not fit it.
     """
     rows, size = x.shape
-    if not inboxes.serves(x):
+    if not inboxes.serves(x) or x.stride(1) != 1:
         raise ValueError(
-            f"x must be at most ({inboxes.max_rows}, {inboxes.width}) {inboxes.dtype}, got {x.shape} {x.dtype}"
+            f"x must have up to {inboxes.max_rows} rows of {inboxes.width} contiguous {inboxes.dtype}, "
+            f"got {tuple(x.shape)} {x.dtype} with strides {x.stride()}"
         )
     if residual.shape != x.shape or not residual.is_contiguous() or weight.shape != (size,):
         raise ValueError(
@@ -109,6 +112,6 @@ def sum_add_rms_norm(
     _sum_add_rms_norm_kernel[(rows,)](
         x, residual, weight, out, inboxes.mine, inboxes.addresses, inboxes.aborted, x.stride(0), eps,
         RANK=inboxes.rank, SIZE=inboxes.size, PARITY=parity, MAX_ROWS=inboxes.max_rows, EMPTY=EMPTY[inboxes.mine.dtype],
-        N=size, BLOCK=block, num_warps=min(max(block // 512, 1), 8), **early_launch(x),
+        N=size, BLOCK=block, num_warps=min(max(block // NUMBERS_A_WARP, 1), 16), **early_launch(x),
     )  # fmt: skip
     return out

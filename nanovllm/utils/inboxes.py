@@ -62,13 +62,17 @@ class Inboxes:
             self.aborted.copy_(self._one, non_blocking=True)
 
 
+def most_rows(size: int, row_bytes: int) -> int:
+    """Rows that one of `size` ranks may send."""
+    return min(MAX_ROWS, MAX_SENT // (row_bytes * (size - 1)))
+
+
 def open_inboxes(tp: TensorParallel, width: int, dtype: torch.dtype, device: torch.device) -> Inboxes | None:
     """Opens an inbox on every rank for rows of `width` numbers; None, on every rank, where any rank cannot write another's.
 
     All ranks call it together. They must run on one host, on GPUs that reach each other's memory, or on the CPU.
     """
-    max_rows = min(MAX_ROWS, MAX_SENT // (width * dtype.itemsize * (tp.size - 1)))
-    shape = (2, tp.size, max_rows, width)
+    shape = (2, tp.size, most_rows(tp.size, width * dtype.itemsize), width)
     bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
     reason, card, theirs, path = "", b"", {}, None
     try:
@@ -125,19 +129,21 @@ def _call(name: str, *args: Any) -> None:
 def _share(tensor: torch.Tensor) -> tuple[bytes, int]:
     """What another process needs to open the tensor's memory: the handle of its allocation, and where it starts there."""
     base, length, handle = ctypes.c_uint64(), ctypes.c_size_t(), _Handle()
-    address = ctypes.c_uint64(tensor.data_ptr())
-    _call("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(length), address)
-    _call("cuIpcGetMemHandle", ctypes.byref(handle), address)
-    return bytes(handle.bytes), address.value - base.value
+    _call("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(length), ctypes.c_uint64(tensor.data_ptr()))
+    _call("cuIpcGetMemHandle", ctypes.byref(handle), base)
+    return bytes(handle.bytes), tensor.data_ptr() - base.value
 
 
 class _PeerMemory:
     """A tensor of another process on GPU `index`, opened so that `device` can write it.
 
-    Raises RuntimeError where it cannot.
+    Raises RuntimeError where it cannot, or must not: who has set NCCL_P2P_DISABLE has GPUs that only claim to reach each
+    other.
     """
 
     def __init__(self, shared: tuple[bytes, int], index: int, device: torch.device):
+        if os.environ.get("NCCL_P2P_DISABLE", "0") != "0":
+            raise RuntimeError("NCCL_P2P_DISABLE is set")
         if index == device.index or not torch.cuda.can_device_access_peer(device.index, index):
             raise RuntimeError(f"GPU {device.index} does not reach the memory of GPU {index}")
         handle, self._offset = shared

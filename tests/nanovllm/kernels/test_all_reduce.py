@@ -208,3 +208,45 @@ def test_one_rank_that_cannot_open_memory_keeps_all_from_it_and_no_file_is_left(
     while list(Path("/dev/shm").glob("nanovllm-inbox-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not list(Path("/dev/shm").glob("nanovllm-inbox-*"))
+
+
+def one_rank(dtype: torch.dtype = torch.float32) -> Inboxes:
+    bits = {2: torch.int16, 4: torch.int32}[dtype.itemsize]
+    return Inboxes(TensorParallel(), torch.full((2, 1, 4, WIDTH), EMPTY[bits], dtype=bits), dtype, {})
+
+
+def test_serves_few_rows_of_its_own_kind():
+    inboxes = one_rank()
+    assert inboxes.serves(torch.empty(1, WIDTH)) and inboxes.serves(torch.empty(4, WIDTH))
+    for other in (torch.empty(0, WIDTH), torch.empty(5, WIDTH), torch.empty(4, 40), torch.empty(4, WIDTH).half()):
+        assert not inboxes.serves(other)
+
+
+def test_errors_name_the_argument():
+    from nanovllm.kernels.all_reduce import sum_add_rms_norm
+
+    x, weight = torch.zeros(4, WIDTH), torch.ones(WIDTH)
+    with pytest.raises(ValueError, match=r"x must have up to 4 rows of 48 .* got \(5, 48\)"):
+        sum_add_rms_norm(torch.zeros(5, WIDTH), torch.zeros(5, WIDTH), weight, EPS, one_rank(), 0)
+    with pytest.raises(ValueError, match=r"x must have .* strides \(1, 4\)"):
+        sum_add_rms_norm(torch.zeros(WIDTH, 4).T, x, weight, EPS, one_rank(), 0)
+    for residual, scale in ((x[:3], weight), (torch.zeros(WIDTH, 4).T, weight), (x, weight[:40])):
+        with pytest.raises(ValueError, match="residual must be contiguous"):
+            sum_add_rms_norm(x, residual, scale, EPS, one_rank(), 0)
+
+
+def test_memory_that_cannot_or_must_not_be_written_is_refused(monkeypatch):
+    device = torch.device("cuda", 0)
+    with pytest.raises(RuntimeError, match="GPU 0 does not reach the memory of GPU 0"):
+        module._PeerMemory((bytes(64), 0), 0, device)
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: False)
+    with pytest.raises(RuntimeError, match="GPU 0 does not reach the memory of GPU 1"):
+        module._PeerMemory((bytes(64), 0), 1, device)
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
+    with pytest.raises(RuntimeError, match="NCCL_P2P_DISABLE is set"):
+        module._PeerMemory((bytes(64), 0), 1, device)
+
+
+def test_more_ranks_send_fewer_rows():
+    """A rank sends its rows to each of the others; so many bytes a call at most."""
+    assert module.most_rows(2, 8192) == 512 and module.most_rows(4, 8192) == 341 and module.most_rows(8, 16384) == 73
