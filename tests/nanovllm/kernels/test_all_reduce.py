@@ -250,3 +250,48 @@ def test_memory_that_cannot_or_must_not_be_written_is_refused(monkeypatch):
 def test_more_ranks_send_fewer_rows():
     """A rank sends its rows to each of the others; so many bytes a call at most."""
     assert module.most_rows(2, 8192) == 512 and module.most_rows(4, 8192) == 341 and module.most_rows(8, 16384) == 73
+
+
+class FakeDriver:
+    """A driver whose allocations start 256 bytes before any address; opened, they lie at OPENED."""
+
+    OPENED = 2**40
+    code = 0
+
+    def __init__(self):
+        self.closed = []
+
+    def cuMemGetAddressRange_v2(self, base, length, address):
+        base._obj.value = address.value - 256
+        return self.code
+
+    def cuIpcGetMemHandle(self, handle, base):
+        handle._obj.bytes[:] = [base.value % 251] * 64
+        return self.code
+
+    def cuIpcOpenMemHandle_v2(self, base, handle, flags):
+        assert flags == 1
+        base._obj.value = self.OPENED + handle.bytes[63]
+        return self.code
+
+    def cuCtxSynchronize(self):
+        self.closed.append("waited")
+
+    def cuIpcCloseMemHandle(self, base):
+        self.closed.append(base.value)
+
+
+def test_memory_is_opened_where_the_tensor_starts_in_it(monkeypatch):
+    driver = FakeDriver()
+    monkeypatch.setattr(module, "_driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda a, b: True)
+    tensor = torch.zeros(4)
+    shared = module._share(tensor)
+    memory = module._PeerMemory(shared, 1, torch.device("cuda", 0))
+    base = driver.OPENED + (tensor.data_ptr() - 256) % 251
+    assert memory.data_ptr() == base + 256
+    del memory
+    assert driver.closed == ["waited", base]  # kernels may still be writing
+    driver.code = 201
+    with pytest.raises(RuntimeError, match="cuIpcOpenMemHandle_v2 failed with CUDA error 201"):
+        module._PeerMemory(shared, 1, torch.device("cuda", 0))
