@@ -58,8 +58,11 @@ class Inboxes:
         if self._stream is None:
             self.aborted.copy_(self._one)
             return
-        with torch.cuda.stream(self._stream):  # the layers' stream is the one that waits
-            self.aborted.copy_(self._one, non_blocking=True)
+        try:
+            with torch.cuda.stream(self._stream):  # the layers' stream is the one that waits
+                self.aborted.copy_(self._one, non_blocking=True)
+        except RuntimeError as error:  # after a CUDA error nothing runs any more, and nothing waits
+            logger.warning("could not tell the GPU that a rank is lost: %s", error)
 
 
 def most_rows(size: int, row_bytes: int) -> int:
