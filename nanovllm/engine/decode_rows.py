@@ -17,7 +17,8 @@ from nanovllm.attention.base import AttentionMetadata
 from nanovllm.engine.input_batch import Drawn, StepInputs
 from nanovllm.engine.sequence import Sequence
 from nanovllm.kernels.begin_decode import begin_decode
-from nanovllm.kernels.sample import sample
+from nanovllm.kernels.sample import sample, sample_shard, tokens_of
+from nanovllm.utils.context import TensorParallel
 
 
 @dataclass(slots=True)
@@ -202,8 +203,16 @@ class DecodeRows:
         )
         return StepInputs(self.tokens[:size], step_positions, metadata)
 
-    def draw(self, logits: torch.Tensor) -> None:
-        """Draws each row's next token from its logits (size, vocab_size) and puts it in place for the next step."""
+    def draw(self, logits: torch.Tensor, tp: TensorParallel, first_token: int) -> None:
+        """Draws each row's next token and puts it in place for the next step, the same on every rank.
+
+        Args:
+            logits: (size, N), those of this rank's N tokens, from first_token on.
+        """
         size = len(logits)
         # The drawn token's index in its sequence is the number of tokens before it: the context length.
-        sample(logits, self.temperatures[:size], self.seeds[:size], self._context_lens[:size], out=self.tokens[:size])
+        inputs = logits, self.temperatures[:size], self.seeds[:size], self._context_lens[:size]
+        if tp.size == 1:
+            sample(*inputs, out=self.tokens[:size])
+        else:
+            tokens_of(tp.maximum(sample_shard(*inputs, first_token)), out=self.tokens[:size])

@@ -172,6 +172,7 @@ class ModelRunner:
 
             self.rows = DecodeRows(config.max_num_seqs, max_model_len, self.block_size, self.device)
         self._drawn: Drawn | None = None  # by the last launched step
+        self._row_logits: torch.Tensor | None = None  # of the last replay
         ahead = config.async_scheduling
         self.runs_ahead = self.device.type == "cuda" if ahead is None else ahead
         # A block table means the same blocks on every rank: all have as many as the rank with the least room.
@@ -336,29 +337,37 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
+        return self.model.compute_logits(self._hidden(inputs))
+
+    def _hidden(self, inputs: StepInputs) -> torch.Tensor:
+        """(B, hidden_size) of the tokens that sample."""
         inputs.take_drawn(self._drawn)
         hidden = self.model(inputs.token_ids, inputs.positions, inputs.metadata)
-        return self.model.compute_logits(hidden if inputs.sampled_rows is None else hidden[inputs.sampled_rows])
+        return hidden if inputs.sampled_rows is None else hidden[inputs.sampled_rows]
 
     def _launch_rows(self, batch: Batch) -> LaunchedStep:
         """A step of decodes only, by a graph on the rows that live on the device."""
         rows, num_seqs = self.rows, len(batch.scheduled)
         changes = rows.place([entry.seq for entry in batch.scheduled], self._drawn)
-        logits = self._replay(changes, num_seqs)
+        self._replay(changes, num_seqs)
+        self._drawn = rows.drawn()
         if rows.unusual:
             unusual = sorted(rows.unusual)
-            index = torch.tensor(unusual, device=self.device)
-            rows.tokens[index] = self._sample(logits[index], [rows.sequences[row] for row in unusual])
-        self._drawn = rows.drawn()
-        self._share_drawn(num_seqs, in_rows=True)
+            tokens = self._sample(self._gather(unusual), [rows.sequences[row] for row in unusual])
+            rows.tokens[torch.tensor(unusual, device=self.device)] = tokens
+            self._share_drawn(num_seqs, in_rows=True)  # the others have what the graph drew
         index_of = self._drawn.index_of
         places = [index_of[entry.seq.seq_id] for entry in batch.scheduled]
         return LaunchedStep(rows.tokens[:num_seqs], places, self._check_step)
 
-    def _replay(self, changes: RowChanges, num_seqs: int) -> torch.Tensor:
-        """Changes the rows and replays a graph on the first `num_seqs`; returns their logits."""
+    def _replay(self, changes: RowChanges, num_seqs: int) -> None:
+        """Changes the rows and replays a graph on the first `num_seqs`."""
         self.rows.apply(changes, self._drawn)
-        return self.graphs.replay(num_seqs)
+        self._row_logits = self.graphs.replay(num_seqs)
+
+    def _gather(self, rows: list[int]) -> torch.Tensor:
+        """(B, vocab_size), the logits of these B rows in the last replay: a graph leaves each rank with its own tokens'."""
+        return self.model.lm_head.gather(self._row_logits[torch.tensor(rows, device=self.device)])
 
     def _check_step(self) -> None:
         """Raises RuntimeError where a finished step's tokens mean nothing."""
@@ -369,8 +378,9 @@ class ModelRunner:
     @torch.inference_mode()
     def _decode_rows(self, size: int) -> torch.Tensor:
         """What a graph records: one token for each of the first `size` rows, drawn and put in place for the next step."""
-        logits = self._forward(self.rows.begin_step(size))
-        self.rows.draw(logits)
+        head = self.model.lm_head
+        logits = head.shard(self._hidden(self.rows.begin_step(size)))
+        self.rows.draw(logits[:, : head.num_tokens], self._tp, head.first)
         return logits
 
     def _sample(self, logits: torch.Tensor, seqs: list[Sequence]) -> torch.Tensor:
@@ -406,7 +416,7 @@ class ModelRunner:
 
     def close(self) -> None:
         """Gives the model's and the cache's memory back."""
-        self.graphs = self.rows = self._drawn = self._inboxes = None
+        self.graphs = self.rows = self._drawn = self._row_logits = self._inboxes = None
         del self.model
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

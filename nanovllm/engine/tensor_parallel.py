@@ -1,16 +1,18 @@
 """The processes that share one model's weights, and how rank 0 drives them.
 
 Every rank has a ModelRunner with its share of each layer and of the KV cache. Rank 0 is the process that called
-`LLM(...)`: it alone schedules, samples and talks to the user. Before each step it sends the step's inputs (token ids,
-positions, slots, block tables: small arrays of integers, no sequences and no weights), so that the workers need no state
-but the cache and cannot disagree with rank 0. Then all ranks run the same forward pass, and the layers' all-reduces hold
-them together (Megatron-LM, Shoeybi et al. 2019, section 3).
+`LLM(...)`: it alone schedules and talks to the user. Before each step it sends the step's inputs (token ids, positions,
+slots, block tables: small arrays of integers, no sequences and no weights), so that the workers need no state but the
+cache and cannot disagree with rank 0. Then all ranks run the same forward pass, and the layers' all-reduces hold them
+together (Megatron-LM, Shoeybi et al. 2019, section 3).
 
 Where decode steps are CUDA graphs, every rank has recorded its own, all-reduces included, and keeps the decoding rows on
 its GPU. Rank 0 then sends what changes in the rows.
 
-A step may be launched before the tokens of the one before are known. So after each step rank 0's tokens are broadcast from
-device to device, and each rank fills them in where the next step needs them.
+A graph ends with the tokens on every rank: each draws from its own part of the vocabulary, and the best score of all
+decides. Rank 0 alone draws in other steps, and from rows that need the whole vocabulary, which the ranks then gather. What
+it has drawn is broadcast from device to device: the next step may be launched before its tokens are known, and each rank
+fills them in where that step needs them.
 
 Where our Triton kernels run and the ranks can write each other's memory, the layers' sums of few rows are a kernel's and not
 the group's (`nanovllm.models.summing_norms`).
@@ -169,10 +171,15 @@ class ParallelModelRunner(ModelRunner):
             self._workers.send("forward_shard", inputs)
             return self._forward(to_device(inputs, self.device))
 
-    def _replay(self, changes: RowChanges, num_seqs: int) -> torch.Tensor:
+    def _replay(self, changes: RowChanges, num_seqs: int) -> None:
         with self._workers.together():
             self._workers.send("replay_shard", changes, num_seqs)
-            return super()._replay(changes, num_seqs)
+            super()._replay(changes, num_seqs)
+
+    def _gather(self, rows: list[int]) -> torch.Tensor:
+        with self._workers.together():
+            self._workers.send("gather_shard", rows)
+            return super()._gather(rows)
 
     def _share_drawn(self, number: int, in_rows: bool) -> None:
         if number:
@@ -198,12 +205,18 @@ class WorkerModelRunner(ModelRunner):
 
     @torch.inference_mode()
     def replay_shard(self, changes: RowChanges, num_seqs: int) -> None:
-        """Takes part in a decode step that is a graph."""
+        """Takes part in a decode step that is a graph. All ranks find the same tokens."""
         self._replay(changes, num_seqs)
+        self._drawn = self.rows.drawn()
+
+    @torch.inference_mode()
+    def gather_shard(self, rows: list[int]) -> None:
+        """Gives rank 0 the logits of rows that it draws itself."""
+        self._gather(rows)
 
     @torch.inference_mode()
     def take_drawn(self, number: int, in_rows: bool) -> None:
-        """Takes the tokens that rank 0 drew in the last step, whether or not this rank has drawn them too."""
+        """Takes the tokens that rank 0 drew in the last step."""
         tokens = self.rows.tokens if in_rows else torch.empty(number, dtype=torch.int64, device=self.device)
         self._tp.broadcast(tokens[:number])
         self._drawn = Drawn(tokens, {})

@@ -23,6 +23,7 @@ class VocabParallelEmbedding(nn.Module):
         self.vocab_size = vocab_size
         self.rows = -(-vocab_size // tp.size)
         self.first = tp.rank * self.rows
+        self.num_tokens = max(0, min(self.rows, vocab_size - self.first))  # the rest of the rows is padding
         self.weight = nn.Parameter(torch.empty(self.rows, hidden_size), requires_grad=False)
         self.weight.weight_loader = self.load_shard
 
@@ -50,9 +51,14 @@ class ParallelLMHead(VocabParallelEmbedding):
         self.packed: PackedWeight | None = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.gather(self.shard(hidden))
+
+    def shard(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, hidden_size) -> (B, rows): the logits of this rank's tokens, from `first` on; zeros behind `num_tokens`."""
         if self.packed is not None:
-            logits = self.packed.linear(hidden, self.weight, None)
-        else:
-            logits = F.linear(hidden, self.weight)
-        logits = self.tp.all_gather_last(logits)
-        return logits[:, : self.vocab_size]
+            return self.packed.linear(hidden, self.weight, None)
+        return F.linear(hidden, self.weight)
+
+    def gather(self, logits: torch.Tensor) -> torch.Tensor:
+        """The ranks' shards (B, rows) side by side: (B, V)."""
+        return self.tp.all_gather_last(logits)[:, : self.vocab_size]

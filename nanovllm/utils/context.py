@@ -29,6 +29,14 @@ class TensorParallel:
             _wait(self.group.allreduce([x], _on_this_stream(dist.AllreduceOptions())))
         return x
 
+    def maximum(self, x: torch.Tensor) -> torch.Tensor:
+        """Each number's largest of the ranks, in place."""
+        if self.size > 1:
+            options = _on_this_stream(dist.AllreduceOptions())
+            options.reduceOp = dist.ReduceOp.MAX
+            _wait(self.group.allreduce([x], options))
+        return x
+
     def broadcast(self, x: torch.Tensor) -> torch.Tensor:
         """Overwrites `x` with rank 0's, in place."""
         if self.size > 1:

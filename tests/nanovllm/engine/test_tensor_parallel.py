@@ -501,27 +501,43 @@ from nanovllm import LLM, SamplingParams
 turn_graphs_on_in_this_process()
 settings = dict(num_kvcache_blocks=14, max_num_seqs=4, async_scheduling=sys.argv[4] == "True")
 with LLM(sys.argv[1], device="cpu", tensor_parallel_size=2, **settings) as llm:
+    runner, sent = llm.model_runner, []
+    send = runner._workers.send
+    runner._workers.send = lambda method, *args: sent.append((method, *args)) or send(method, *args)
     params = [SamplingParams(**p) for p in eval(sys.argv[3])]
     outputs = llm.generate(eval(sys.argv[2]), params, use_tqdm=False)
-    assert len(llm.model_runner.replays) > 20
+    gathered = [args[0] for method, *args in sent if method == "gather_shard"]
     print([output["token_ids"] for output in outputs])
+    print([output["logprobs"] for output in outputs])
+    print(len(runner.replays), len(gathered), sum(method == "take_drawn" and args[1] for method, *args in sent))
+    print(max(map(len, gathered)))
 """
 
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_ranks_replay_their_graphs_in_step(eight_heads, tmp_path, ahead):
-    """Rows change hands, some are drawn after the graph, blocks run short: each rank's rows must follow."""
+    """Rows change hands, some are drawn after the graph, blocks run short: each rank's rows must follow.
+
+    199 tokens: the last of rank 1's logits is padding. Only rows that rank 0 draws from are gathered, in only those steps.
+    """
     pytest.importorskip("triton")
     prompts = random_prompts(7, 3, 40, seed=9)
     params = [{"temperature": 0, "max_tokens": 9 + 3 * i} for i in range(4)]
     params += [{"temperature": 0.8, "seed": 5, "max_tokens": 15}]
-    params += [{"temperature": 0.8, "top_k": 3, "seed": i, "max_tokens": 20} for i in range(2)]
+    params += [{"temperature": 0.8, "top_k": 3, "seed": 6, "max_tokens": 20}]
+    params += [{"temperature": 0.8, "repetition_penalty": 1.2, "logprobs": 2, "seed": 7, "max_tokens": 20}]
     with make_llm(eight_heads, 1) as llm:
         outputs = llm.generate(prompts, [SamplingParams(**p) for p in params], use_tqdm=False)
     arguments = eight_heads.folder, prompts, params, ahead
     result = run_script(tmp_path, GRAPHS_UNDER_TORCHRUN, *arguments, launcher=(*TORCHRUN, "2"))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == [str([output["token_ids"] for output in outputs])]
+    drawn, logprobs, counts, most_rows = result.stdout.splitlines()
+    assert drawn == str([output["token_ids"] for output in outputs])
+    for got, output in zip(eval(logprobs)[-1], outputs[-1]["logprobs"], strict=True):
+        assert got == pytest.approx(output, abs=1e-4)
+    replays, gathers, broadcasts = map(int, counts.split())
+    assert replays >= gathers + 10 >= 20 and broadcasts == gathers
+    assert most_rows == "2"
 
 
 SUMS_IN_NORMS = """

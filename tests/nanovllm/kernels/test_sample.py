@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from nanovllm.kernels import sample as module
-from nanovllm.kernels.sample import sample
+from nanovllm.kernels.sample import sample, sample_shard, tokens_of
 from nanovllm.layers import sampler
 
 
@@ -72,6 +72,51 @@ def test_positions_of_either_width_and_tokens_written_in_place(device):
     assert out.tolist() == [*expected.tolist(), -1]
 
 
+# A vocabulary in shards
+
+
+def sample_in_shards(logits, *sampling, size):
+    """What `size` ranks draw together: each from a copy of its columns, and the maximum of what they find."""
+    width = -(-logits.shape[1] // size)
+    cuts = [min(rank * width, logits.shape[1]) for rank in range(size + 1)]
+    bests = [
+        sample_shard(logits[:, first:end].clone(), *sampling, rank * width)
+        for rank, (first, end) in enumerate(zip(cuts, cuts[1:]))
+    ]
+    out = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    return tokens_of(torch.stack(bests).amax(0), out=out)
+
+
+@pytest.mark.parametrize(("vocab_size", "size"), [(782, 2), (4097, 4), (9000, 7), (5, 4)])
+@pytest.mark.parametrize("shift", [0.0, -100.0, 100.0])
+def test_shards_draw_what_the_whole_draws(vocab_size, size, shift, device):
+    """Greedy rows and drawn ones, with scores of either sign. (5, 4): the last rank has no token at all."""
+    logits, *sampling = inputs(12, vocab_size, device, seed=4)
+    logits += shift
+    assert torch.equal(sample_in_shards(logits, *sampling, size=size), sample(logits, *sampling))
+
+
+def test_a_tie_across_shards_goes_to_the_smaller_token(device):
+    logits = torch.full((5, 40), -2.0, device=device)
+    logits[1, [15, 25, 35]] = 1.0
+    logits[2, [25, 35]] = -1.0
+    logits[3, 15], logits[3, 25] = -0.0, 0.0  # equal, though their bits are not
+    logits[4, 15], logits[4, 25] = 0.0, -0.0
+    zeros = torch.zeros(5, dtype=torch.int64, device=device)
+    assert sample_in_shards(logits, zeros.float(), zeros, zeros, size=4).tolist() == [0, 15, 25, 15, 15]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_nan_in_a_shard_gives_a_token_of_the_vocabulary(temperature, device):
+    """Also where a rank has none of it, whose best is -inf too."""
+    logits = torch.full((4, 5), float("nan"), device=device)
+    logits[1, 4] = -1e38
+    logits[2] = float("-inf")
+    logits[3, 2] = float("inf")
+    zeros = torch.zeros(4, dtype=torch.int64, device=device)
+    assert sample_in_shards(logits, zeros.float() + temperature, zeros, zeros, size=4).tolist() == [0, 4, 0, 2]
+
+
 @triton.jit
 def _series_kernel(x, out, SIZE: tl.constexpr):
     place = tl.arange(0, SIZE)
@@ -122,3 +167,11 @@ def test_real_shapes():
     expected = sampler.sample(logits, sampler.SamplingBatch(temperatures, seeds, positions))
     same = sample(logits, temperatures, seeds, positions) == expected
     assert same.float().mean() >= 0.99, "more than a last-bit difference of the logarithm explains"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("size", [2, 8])
+def test_real_shapes_in_shards(size):
+    logits, *sampling = inputs(256, 151_936, "cuda", torch.bfloat16)
+    assert torch.equal(sample_in_shards(logits, *sampling, size=size), sample(logits, *sampling))
