@@ -18,7 +18,7 @@ from nanovllm.engine.input_batch import Drawn, StepInputs
 from nanovllm.engine.sequence import Sequence
 from nanovllm.kernels.begin_decode import begin_decode
 from nanovllm.kernels.sample import sample, sample_shard, tokens_of
-from nanovllm.utils.context import TensorParallel
+from nanovllm.layers.embedding import ParallelLMHead
 
 
 @dataclass(slots=True)
@@ -203,16 +203,16 @@ class DecodeRows:
         )
         return StepInputs(self.tokens[:size], step_positions, metadata)
 
-    def draw(self, logits: torch.Tensor, tp: TensorParallel, first_token: int) -> None:
-        """Draws each row's next token and puts it in place for the next step, the same on every rank.
+    def draw(self, logits: torch.Tensor, head: ParallelLMHead) -> None:
+        """Draws each row's next token, on every rank the same, and puts it in place for the next step.
 
         Args:
-            logits: (size, N), those of this rank's N tokens, from first_token on.
+            logits: (size, rows), this rank's shard, as the head computed it.
         """
         size = len(logits)
         # The drawn token's index in its sequence is the number of tokens before it: the context length.
-        inputs = logits, self.temperatures[:size], self.seeds[:size], self._context_lens[:size]
-        if tp.size == 1:
+        inputs = logits[:, : head.num_tokens], self.temperatures[:size], self.seeds[:size], self._context_lens[:size]
+        if head.tp.size == 1:
             sample(*inputs, out=self.tokens[:size])
         else:
-            tokens_of(tp.maximum(sample_shard(*inputs, first_token)), out=self.tokens[:size])
+            tokens_of(head.tp.maximum(sample_shard(*inputs, head.first)), out=self.tokens[:size])

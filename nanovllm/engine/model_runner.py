@@ -380,7 +380,7 @@ class ModelRunner:
         """What a graph records: one token for each of the first `size` rows, drawn and put in place for the next step."""
         head = self.model.lm_head
         logits = head.shard(self._hidden(self.rows.begin_step(size)))
-        self.rows.draw(logits[:, : head.num_tokens], self._tp, head.first)
+        self.rows.draw(logits, head)
         return logits
 
     def _sample(self, logits: torch.Tensor, seqs: list[Sequence]) -> torch.Tensor:
