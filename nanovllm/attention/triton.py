@@ -1,25 +1,19 @@
 """The `triton` backend: our kernels, the default on a GPU.
 
-Two launches a layer at most: decode attention for the first `num_decodes` sequences, prefill attention for the rest. In a
-step of decodes only, one launch does QK-norm, RoPE and the store too. Nothing is read back to the host, so the decode part
-can be captured in a CUDA graph.
+Two launches a layer at most: decode attention for the first `num_decodes` sequences, prefill attention for the rest. Nothing is read back to the host, so the decode part can be captured in a CUDA graph.
 Without a GPU the same kernels run under Triton's interpreter (TRITON_INTERPRET=1), slowly: for tests.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import torch
 
 from nanovllm.attention.base import AttentionBackend, AttentionMetadata
-from nanovllm.kernels.paged_decode import NewTokens, paged_decode, plan_decode
+from nanovllm.kernels.paged_decode import paged_decode, plan_decode
 from nanovllm.kernels.ragged_prefill import ragged_prefill
 from nanovllm.kernels.store_kv import store_kv
-
-if TYPE_CHECKING:
-    from nanovllm.layers.rotary import RotaryStep
 
 SIZES = (16, 32, 64, 128, 256)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -56,7 +50,20 @@ class TritonAttention(AttentionBackend):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         decodes = metadata.num_decodes
         if decodes:
-            self._decode(q, kv_cache, metadata, scale, out)
+            if metadata.decode_plan is None:
+                lens = metadata.context_lens[:decodes]
+                metadata.decode_plan = plan_decode(lens, kv_cache, metadata.max_context_len)
+            paged_decode(
+                q[:decodes],
+                kv_cache,
+                metadata.block_tables[:decodes],
+                metadata.context_lens[:decodes],
+                scale,
+                metadata.max_context_len,
+                out=out[:decodes],
+                plan=metadata.decode_plan,
+                counters=self._counters(decodes * kv_cache.shape[2], q.device),
+            )
         if decodes < metadata.context_lens.shape[0]:
             ragged_prefill(
                 q,
@@ -69,49 +76,6 @@ class TritonAttention(AttentionBackend):
                 out=out,
             )
         return out
-
-    def attend_fused(
-        self,
-        qkv: torch.Tensor,
-        rotary: RotaryStep,
-        q_weight: torch.Tensor | None,
-        k_weight: torch.Tensor | None,
-        eps: float,
-        kv_cache: torch.Tensor,
-        metadata: AttentionMetadata,
-        scale: float,
-    ) -> torch.Tensor:
-        if not 0 < metadata.num_decodes == len(metadata.context_lens):
-            return super().attend_fused(qkv, rotary, q_weight, k_weight, eps, kv_cache, metadata, scale)
-        new = NewTokens(rotary.table, q_weight, k_weight, eps, metadata.slot_mapping)
-        return self._decode(qkv, kv_cache, metadata, scale, new=new)
-
-    def _decode(
-        self,
-        q: torch.Tensor,
-        kv_cache: torch.Tensor,
-        metadata: AttentionMetadata,
-        scale: float,
-        out: torch.Tensor | None = None,
-        new: NewTokens | None = None,
-    ) -> torch.Tensor:
-        """Attention of the step's decodes, written to the first rows of `out` where it is given."""
-        decodes = metadata.num_decodes
-        lens = metadata.context_lens[:decodes]
-        if metadata.decode_plan is None:
-            metadata.decode_plan = plan_decode(lens, kv_cache, metadata.max_context_len)
-        return paged_decode(
-            q[:decodes],
-            kv_cache,
-            metadata.block_tables[:decodes],
-            lens,
-            scale,
-            metadata.max_context_len,
-            out=None if out is None else out[:decodes],
-            plan=metadata.decode_plan,
-            counters=self._counters(decodes * kv_cache.shape[2], q.device),
-            new=new,
-        )
 
     def _counters(self, number: int, device: torch.device) -> torch.Tensor:
         """That many zeros, int32. Smaller ones of before are kept: a recorded graph may point to them."""

@@ -21,18 +21,12 @@ Idea 4, do not wait for what is known: who has which share follows from the leng
 layer. So a small kernel plans it once a step, and the layers read the plan, and the block tables of their first tiles,
 before they wait for the kernel that computes the queries. The next sequence's are read before the last one's are done.
 
-Idea 5, no kernel between the projection and attention: QK-norm, RoPE and the store of the new key and value were a launch
-of their own in every layer (`rope_qknorm_store`), for a few kilobytes. With `NewTokens`, q is the raw projection. Every
-program norms and turns the queries of each (sequence, head) in its share; one that is shared by several is so prepared
-several times, which costs less than a launch. The new key and value are for the program that has the first tile: it stores
-them, and its softmax begins with them. From the cache all read the tokens before, so nobody waits for the store.
-
 The grid depends on the number of rows and on the largest context allowed, never on the lengths, which are read on the
 device: a CUDA graph captured once serves every step. A sequence with no tokens (padding) owns one tile, with every
 load masked, so its output row is written, with zeros.
 
-Shapes: q (B, H, D), with `NewTokens` (B, H + 2KV, D); kv_cache (num_blocks, 2, KV, block_size, D), block_tables
-(B, max_blocks), context_lens (B) -> (B, H, D). Query head h reads KV head h // (H // KV).
+Shapes: q (B, H, D), kv_cache (num_blocks, 2, KV, block_size, D), block_tables (B, max_blocks), context_lens (B)
+-> (B, H, D). Query head h reads KV head h // (H // KV).
 Bytes: see `decode_bytes`.
 Compared with: float64 attention, sequence by sequence (tests/nanovllm/attention/oracle.py).
 Online softmax: Milakov and Gimelshein, arXiv 1805.02867; even shares are Stream-K's, arXiv 2301.03598.
@@ -44,9 +38,8 @@ import torch
 import triton
 import triton.language as tl
 
-from nanovllm.kernels.launch import early_launch, prefetch
+from nanovllm.kernels.launch import early_launch
 from nanovllm.kernels.paging import tile_blocks, tile_offsets
-from nanovllm.kernels.rope_qknorm_store import check_heads
 
 LOG2_E = 1.4426950408889634
 INTERPRETER_SMS = 2
@@ -55,10 +48,8 @@ PLAN_WIDTH = 8
 """int32 numbers for each program; six are used."""
 WHOLE = 512
 """Tokens that one program reads in less time than two programs and a merge."""
-MERGED = 32
-"""Rows of partials that are merged at once, a row a query head; with more, the merge needs more registers than the loop."""
-REGISTERS = 65_536
-"""Of a multiprocessor, 32 bits each."""
+PARTS = 16
+"""Partials that are merged at once."""
 
 
 class DecodeConfig(NamedTuple):
@@ -79,20 +70,6 @@ CONFIGS = {
 }
 FEW = 256
 CONFIGS_OF_FEW = CONFIGS | {256: DecodeConfig(tile=32, programs_per_sm=4, warps=4, stages=3)}
-
-
-class NewTokens(NamedTuple):
-    """What `paged_decode` needs to norm, turn and store each sequence's new token, the last of its context, itself.
-
-    table: (max_positions, D) float32, and q_weight, k_weight: (D) or both None, as for `rope_qknorm_store`.
-    slot_mapping: (B) int32, where the keys and values go; -1 stores nothing.
-    """
-
-    table: torch.Tensor
-    q_weight: torch.Tensor | None
-    k_weight: torch.Tensor | None
-    eps: float
-    slot_mapping: torch.Tensor
 
 
 def default_config(head_dim: int, itemsize: int, num_pairs: int) -> DecodeConfig:
@@ -201,32 +178,13 @@ def _merge(
 
 
 @triton.jit
-def _norm_and_turn(heads, weight, cos, sin, eps, D: tl.constexpr, NORM: tl.constexpr):
-    """The heads at these addresses (N, 1), normed and turned by an angle's cosines and sines (D): (N, D) in float32.
-
-    RoPE turns the pair (x[i], x[i + D/2]), so each number is loaded once for itself and once for its partner. Halves could
-    be loaded once and joined, but Triton takes a join for a sign of packed numbers, and lays out the loop's keys for those.
-    """
-    dims = tl.arange(0, D)
-    partners = (dims + D // 2) % D
-    x = tl.load(heads + dims[None, :]).to(tl.float32)
-    partner = tl.load(heads + partners[None, :]).to(tl.float32)
-    if NORM:
-        inverse = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
-        x = x * inverse * tl.load(weight + dims).to(tl.float32)
-        partner = partner * inverse * tl.load(weight + partners).to(tl.float32)
-    return x * cos + partner * sin
-
-
-@triton.jit
 def _decode_kernel(
     q, cache, block_tables, context_lens, plan, out, part_out, part_lse, counters,
-    angles, q_weight, k_weight, slots,
-    scale_log2, eps,
+    scale_log2,
     q_stride_seq, q_stride_head, stride_block, stride_value, stride_head, stride_token, table_stride,
     KV: tl.constexpr, G: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, PLAN_WIDTH: tl.constexpr,
-    NEW: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     share = plan + program * PLAN_WIDTH
@@ -241,15 +199,10 @@ def _decode_kernel(
     dims = tl.arange(0, D)
     row_mask = (rows < G)[:, None]
     share_first = tile
-    cached = tl.load(context_lens + seq, mask=tile < end, other=0) - NEW  # tokens that the cache holds already
-    tiles = tl.maximum(tl.cdiv(cached + NEW, TILE), 1)
+    length = tl.load(context_lens + seq, mask=tile < end, other=0)
+    tiles = tl.maximum(tl.cdiv(length, TILE), 1)
     table = block_tables + seq.to(tl.int64) * table_stride
-    blocks = tile_blocks(table, (tile - seq_start) % tiles * TILE, cached, BLOCK_SIZE, TILE)
-    if NEW and PDL:
-        prefetch(angles + tl.maximum(cached, 0).to(tl.int64) * D + dims)
-        if NORM:
-            prefetch(q_weight + dims)
-            prefetch(k_weight + dims)
+    blocks = tile_blocks(table, (tile - seq_start) % tiles * TILE, length, BLOCK_SIZE, TILE)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -259,40 +212,17 @@ def _decode_kernel(
         first = tile - head_start
         last = tl.minimum(end - head_start, tiles)
 
-        q_seq = q + seq.to(tl.int64) * q_stride_seq
+        q_rows = q + seq.to(tl.int64) * q_stride_seq + (head * G + rows)[:, None] * q_stride_head + dims[None, :]
+        query = tl.load(q_rows, mask=row_mask, other=0.0)
         head_cache = cache + head * stride_head
         top = tl.full([ROWS], -1.0e30, tl.float32)  # running maximum; finite, so that a fully masked tile gives no NaN
         norm = tl.zeros([ROWS], tl.float32)
         acc = tl.zeros([ROWS, D], tl.float32)
-        if NEW:
-            angle = angles + tl.maximum(cached, 0).to(tl.int64) * D + dims % (D // 2)
-            cos = tl.load(angle)
-            sin = tl.load(angle + D // 2) * tl.where(dims < D // 2, -1.0, 1.0)
-            new_slot = tl.load(slots + seq).to(tl.int64)
-            new_value = tl.load(q_seq + (KV * (G + 1) + head) * q_stride_head + dims).to(cache.dtype.element_ty)
-            # Rows without a query repeat the last one. Every row has the key: its score then needs no other row's threads.
-            q_heads = q_seq + (head * G + tl.minimum(rows, G - 1))[:, None] * q_stride_head
-            k_heads = q_seq + (KV * G + head + 0 * rows)[:, None] * q_stride_head
-            query = _norm_and_turn(q_heads, q_weight, cos, sin, eps, D, NORM).to(cache.dtype.element_ty)
-            new_key = _norm_and_turn(k_heads, k_weight, cos, sin, eps, D, NORM).to(cache.dtype.element_ty)
-
-            mine = (first == 0) & (cached >= 0)  # one program of each context that has a token
-            score = tl.sum(query.to(tl.float32) * new_key.to(tl.float32), 1) * scale_log2
-            top = tl.where(mine, score, top)
-            norm = tl.where(mine, 1.0, norm)
-            acc = tl.where(mine, new_value.to(tl.float32)[None, :], acc)
-            home = head_cache + new_slot // BLOCK_SIZE * stride_block + new_slot % BLOCK_SIZE * stride_token
-            stored = mine & (new_slot >= 0)
-            tl.store(home + dims[None, :] + 0 * rows[:, None], new_key, mask=stored & (rows == 0)[:, None])
-            tl.store(home + stride_value + dims, new_value, mask=stored)
-        else:
-            q_rows = q_seq + (head * G + rows)[:, None] * q_stride_head
-            query = tl.load(q_rows + dims[None, :], mask=row_mask, other=0.0)
         # Blocks are read one tile ahead: the loads below then depend on no other load of their iteration and pipeline deeper.
         for i in range(first, last):
-            valid = i * TILE + tl.arange(0, TILE) < cached
+            valid = i * TILE + tl.arange(0, TILE) < length
             offsets = tile_offsets(blocks, i * TILE, stride_block, stride_token, BLOCK_SIZE, TILE)
-            blocks = tile_blocks(table, (i + 1) * TILE, cached, BLOCK_SIZE, TILE)
+            blocks = tile_blocks(table, (i + 1) * TILE, length, BLOCK_SIZE, TILE)
             place = head_cache + offsets[:, None] + dims[None, :]
             key = tl.load(place, mask=valid[:, None], other=0.0)
             value = tl.load(place + stride_value, mask=valid[:, None], other=0.0)
@@ -312,13 +242,12 @@ def _decode_kernel(
         if tile == seq_start + KV * tiles:
             seq_start = tile
             seq += 1
-        next_cached = tl.load(context_lens + seq, mask=tile < end, other=0) - NEW
-        next_tiles = tl.maximum(tl.cdiv(next_cached + NEW, TILE), 1)
+        next_length = tl.load(context_lens + seq, mask=tile < end, other=0)
+        next_tiles = tl.maximum(tl.cdiv(next_length, TILE), 1)
         table = block_tables + seq.to(tl.int64) * table_stride
-        blocks = tile_blocks(table, (tile - seq_start) % next_tiles * TILE, next_cached, BLOCK_SIZE, TILE)
+        blocks = tile_blocks(table, (tile - seq_start) % next_tiles * TILE, next_length, BLOCK_SIZE, TILE)
 
-        norm = tl.maximum(norm, 1.0e-30)  # a share may hold no token: the new one was all that its last tile was for
-        result = acc / norm[:, None]
+        result = acc / tl.maximum(norm, 1.0e-30)[:, None]
         out_head = out + (this_seq.to(tl.int64) * KV + head) * G * D
         if whole:
             tl.store(out_head + rows[:, None] * D + dims[None, :], result.to(out.dtype.element_ty), mask=row_mask)
@@ -338,7 +267,7 @@ def _decode_kernel(
                 merged = _merge(part_out, part_lse, first_program, last_program, first_slot, G, GROUP, D, PARTS)
                 heads = tl.arange(0, GROUP)[:, None]
                 tl.store(out_head + heads * D + dims[None, :], merged.to(out.dtype.element_ty), mask=heads < G)
-        cached = next_cached
+        length = next_length
         tiles = next_tiles
 
 
@@ -378,14 +307,12 @@ def paged_decode(
     config: DecodeConfig | None = None,
     plan: torch.Tensor | None = None,
     counters: torch.Tensor | None = None,
-    new: NewTokens | None = None,
 ) -> torch.Tensor:
     """Attention of one query token a sequence over its paged context, q (B, H, D) -> (B, H, D).
 
     Args:
-        q: (B, H, D), the last dimension contiguous. With `new` the raw projection (B, H + 2KV, D).
-        kv_cache: (num_blocks, 2, KV, block_size, D); the new tokens' keys and values are already in it. With `new` they
-            are stored, except where the slot is -1 or the context is empty.
+        q: (B, H, D), the last dimension contiguous.
+        kv_cache: (num_blocks, 2, KV, block_size, D); the new tokens' keys and values are already in it.
         block_tables: (B, max_blocks) int32. context_lens: (B) int32.
         scale: multiplies the scores, usually D ** -0.5.
         max_context_len: at least the largest context; it only bounds the grid.
@@ -393,39 +320,27 @@ def paged_decode(
         plan: what `plan_decode` returned for the same lengths, for who calls often.
         counters: B * KV zeros or more, int32. They are zeros again afterwards, so that who calls often can keep them;
             calls that share them must not run at the same time.
-        new: what it takes to norm, turn and store the new tokens here.
     """
     num_seqs, q_heads, head_dim = q.shape
     kv_heads, block_size = kv_cache.shape[2:4]
-    if new is not None:
-        check_heads(q, new.table, new.q_weight, new.k_weight, kv_cache)
-        q_heads -= 2 * kv_heads
     group = q_heads // kv_heads
-    padded = triton.next_power_of_2(group)
     if counters is None:
         counters = torch.zeros(num_seqs * kv_heads, dtype=torch.int32, device=q.device)
     config = config or default_config(head_dim, kv_cache.element_size(), num_seqs * kv_heads)
-    out = torch.empty((num_seqs, q_heads, head_dim), dtype=q.dtype, device=q.device) if out is None else out
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
 
     plan = plan_decode(context_lens, kv_cache, max_context_len, config) if plan is None else plan
     programs = len(plan)
     part_out = torch.empty((programs, 2, group, head_dim), dtype=torch.float32, device=q.device)
     part_lse = torch.empty((programs, 2, group), dtype=torch.float32, device=q.device)
 
-    table, q_weight, k_weight, eps, slot_mapping = new or (None, None, None, 0.0, None)
-    limit = {}
-    if new is not None and q.element_size() == 2:  # float32's products, not on tensor cores, need more
-        # So few registers a thread that all programs have a place at once: else the last begin when the first have ended.
-        limit["maxnreg"] = min(REGISTERS // (32 * config.warps * config.programs_per_sm) // 8 * 8, 255)
     stride_block, stride_value, stride_head, stride_token, _ = kv_cache.stride()
     _decode_kernel[(programs,)](
         q, kv_cache, block_tables, context_lens, plan, out, part_out, part_lse, counters,
-        table, q_weight, k_weight, slot_mapping,
-        scale * LOG2_E, eps,
+        scale * LOG2_E,
         q.stride(0), q.stride(1), stride_block, stride_value, stride_head, stride_token, block_tables.stride(0),
-        KV=kv_heads, G=group, GROUP=padded, D=head_dim, BLOCK_SIZE=block_size, TILE=config.tile,
-        ROWS=max(16, padded), PARTS=max(MERGED // padded, 1), PLAN_WIDTH=PLAN_WIDTH,
-        NEW=int(new is not None), NORM=q_weight is not None,
-        num_warps=config.warps, num_stages=config.stages, **limit, **early_launch(q),
+        KV=kv_heads, G=group, GROUP=triton.next_power_of_2(group), D=head_dim, BLOCK_SIZE=block_size, TILE=config.tile,
+        ROWS=max(16, triton.next_power_of_2(group)), PARTS=PARTS, PLAN_WIDTH=PLAN_WIDTH,
+        num_warps=config.warps, num_stages=config.stages, **early_launch(q),
     )  # fmt: skip
     return out

@@ -2,7 +2,7 @@
 
 Idea: unfused, these are six operations that each read and write the heads; here one program a token reads the
 projection's row once, norms and turns the query and key heads in registers, writes queries to a dense tensor and keys
-and values straight into their cache slot. Nobody reads the keys again except attention, from the cache. In steps of decodes only, `paged_decode` does all this itself.
+and values straight into their cache slot. Nobody reads the keys again except attention, from the cache.
 
 RoPE turns the pair (x[i], x[i + D/2]), so each head is held as two halves.
 
@@ -76,25 +76,6 @@ def _rope_qknorm_store_kernel(
         tl.store(values + HALF, raw_second.to(cache.dtype.element_ty), mask=mask & (head >= H + KV))
 
 
-def check_heads(
-    qkv: torch.Tensor,
-    table: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    kv_cache: torch.Tensor,
-) -> None:
-    """Raises ValueError where only one weight is given, a shape does not fit, or D is odd."""
-    head_dim = qkv.shape[2]
-    if (q_weight is None) != (k_weight is None):
-        raise ValueError("q_weight and k_weight must both be given, or both be None")
-    if head_dim % 2 or kv_cache.shape[-1] != head_dim:
-        raise ValueError(f"head_dim must be even and the cache's ({kv_cache.shape[-1]}), got {head_dim}")
-    if table.shape[-1] != head_dim or table.dtype != torch.float32 or not table.is_contiguous():
-        raise ValueError(f"table must be contiguous float32 (max_positions, {head_dim}), got {tuple(table.shape)}")
-    if qkv.stride(-1) != 1:
-        raise ValueError(f"qkv must have a contiguous last dimension, got strides {qkv.stride()}")
-
-
 def rope_qknorm_store(
     qkv: torch.Tensor,
     positions: torch.Tensor,
@@ -114,11 +95,18 @@ def rope_qknorm_store(
         kv_cache: (num_blocks, 2, KV, block_size, D). slot_mapping: (T), -1 stores nothing.
 
     Raises:
-        ValueError: see `check_heads`.
+        ValueError: only one weight is given, a shape does not fit, or D is odd.
     """
-    check_heads(qkv, table, q_weight, k_weight, kv_cache)
     tokens, heads, head_dim = qkv.shape
     kv_heads, block_size = kv_cache.shape[2:4]
+    if (q_weight is None) != (k_weight is None):
+        raise ValueError("q_weight and k_weight must both be given, or both be None")
+    if head_dim % 2 or kv_cache.shape[-1] != head_dim:
+        raise ValueError(f"head_dim must be even and the cache's ({kv_cache.shape[-1]}), got {head_dim}")
+    if table.shape[-1] != head_dim or table.dtype != torch.float32 or not table.is_contiguous():
+        raise ValueError(f"table must be contiguous float32 (max_positions, {head_dim}), got {tuple(table.shape)}")
+    if qkv.stride(-1) != 1:
+        raise ValueError(f"qkv must have a contiguous last dimension, got strides {qkv.stride()}")
     q_heads = heads - 2 * kv_heads
     q_out = torch.empty((tokens, q_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     if tokens == 0:
