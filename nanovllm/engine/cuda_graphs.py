@@ -34,8 +34,8 @@ class DecodeGraphs:
     """A graph a batch size, each of the same step on the first rows of the same tensors.
 
     Args:
-        step: what to record: the decode step of so many rows, `size -> logits (size, vocab_size)`. It may launch kernels
-            only; padding rows must read and write nothing.
+        step: what to record: the decode step of so many rows, `size -> logits (size, N)` of this rank's part of the
+            vocabulary. It may launch kernels only; padding rows must read and write nothing.
         sizes: ascending batch sizes.
     """
 
