@@ -48,8 +48,8 @@ PLAN_WIDTH = 8
 """int32 numbers for each program; six are used."""
 WHOLE = 512
 """Tokens that one program reads in less time than two programs and a merge."""
-PARTS = 16
-"""Partials that are merged at once."""
+MERGED = 32
+"""Partials times query heads that are merged at once. With more, the merge takes the registers of another program."""
 
 
 class DecodeConfig(NamedTuple):
@@ -61,10 +61,10 @@ class DecodeConfig(NamedTuple):
     stages: int
 
 
-# By bytes of one key row (head_dim * itemsize). With FEW, of (sequence, head) pairs, contexts are cut finer, and more tiles
-# are on their way.
+# By bytes of one key row (head_dim * itemsize). A program of one warp waits for no other warp, and eight of them keep a
+# multiprocessor busy. Up to FEW (sequence, head) pairs it has a program or two: four warps are sooner done with a tile.
 CONFIGS = {
-    256: DecodeConfig(tile=64, programs_per_sm=3, warps=4, stages=2),
+    256: DecodeConfig(tile=16, programs_per_sm=8, warps=1, stages=2),
     512: DecodeConfig(tile=32, programs_per_sm=3, warps=4, stages=3),
     1024: DecodeConfig(tile=16, programs_per_sm=3, warps=4, stages=3),
 }
@@ -340,7 +340,8 @@ def paged_decode(
         scale * LOG2_E,
         q.stride(0), q.stride(1), stride_block, stride_value, stride_head, stride_token, block_tables.stride(0),
         KV=kv_heads, G=group, GROUP=triton.next_power_of_2(group), D=head_dim, BLOCK_SIZE=block_size, TILE=config.tile,
-        ROWS=max(16, triton.next_power_of_2(group)), PARTS=PARTS, PLAN_WIDTH=PLAN_WIDTH,
+        ROWS=max(16, triton.next_power_of_2(group)), PARTS=max(MERGED // triton.next_power_of_2(group), 1),
+        PLAN_WIDTH=PLAN_WIDTH,
         num_warps=config.warps, num_stages=config.stages, **early_launch(q),
     )  # fmt: skip
     return out
