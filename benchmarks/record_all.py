@@ -88,6 +88,7 @@ def all_steps(peer_path: Path | None = None) -> list[Step]:
         Step("kv-cache", ("record_kv_cache", *small), 240, DATA),
         Step("prefill-decode", ("record_prefill_decode", *small), 360, DATA),
         Step("paged-kernels", ("record_paged_kernels",), 240, DATA),
+        Step("decode-configs", ("record_decode_configs",), 300, DATA),
         Step("inference-mode", ("inference_mode", *small), 240),
         Step("tensor-parallel", ("tensor_parallel", *large, "--dtype", "bfloat16", "--steps", "64"), 480, gpus=2),
         Step("tensor-parallel-embedded", ("tensor_parallel",), 180, gpus=2),

@@ -118,6 +118,34 @@ def speed(results: Path, peers: dict) -> str:
     )
 
 
+SPEEDS = (
+    ("bench, output tokens/s", "throughput-nanovllm-graphs", True),
+    ("batch 1, ms a step", "latency_bs1-nanovllm-graphs", False),
+    ("batch 8, ms a step", "latency_bs8-nanovllm-graphs", False),
+    ("batch 32, ms a step", "latency_bs32-nanovllm-graphs", False),
+    ("batch 128, ms a step", "latency_bs128-nanovllm-graphs", False),
+)
+
+
+def by_commit(results: Path, peers: dict) -> str:
+    """This engine at several commits on GPUs of one kind, and the last beside the first."""
+    versions = ("-h200-276eb4a", "-h200-9a107e9", "-h200")
+    rows, used, commits = [], [], []
+    for label, name, higher_is_better in SPEEDS:
+        records = [load(results, name + version) for version in versions]
+        if None in records:
+            continue
+        used += records
+        medians = [statistics.median(warm(record)) for record in records]
+        commits = [record["commit"][:7] for record in records]
+        rows.append([label, *map(number, medians[:-1]), f"**{number(medians[-1])}**"])
+        rows[-1].append(standing(medians[-1], medians[0], higher_is_better))
+    if not rows:
+        return "Not measured yet.\n"
+    head = ["one H200, our engine", *(f"commit {commit}" for commit in commits), f"beside {commits[0]}"]
+    return table(head, rows) + f"\n{origin(used)}.\n"
+
+
 def tokens_per_second(record: dict) -> list[float]:
     """The rates of a latency record, whose samples are milliseconds a step."""
     return [record["workload"]["batch"] * 1e3 / sample for sample in warm(record)]
@@ -149,9 +177,11 @@ def parallel(results: Path, peers: dict) -> str:
     """Decode steps of two GPUs beside one."""
     rows, used = [], []
     for label, name in (
-        ("Qwen3-8B's shape, launched ahead", "tensor_parallel-qwen3-8b-h200"),
-        ("the same, 256 sequences of 1,024 tokens", "tensor_parallel-qwen3-8b-h200-batch256"),
-        ("Qwen3-8B's shape, not launched ahead", "tensor_parallel-qwen3-8b"),
+        ("Qwen3-8B's shape", "tensor_parallel-qwen3-8b-h200"),
+        ("256 sequences of 1,024 tokens", "tensor_parallel-qwen3-8b-h200-batch256"),
+        ("Qwen3-8B's shape, NCCL's sums", "tensor_parallel-qwen3-8b-h200-9a107e9"),
+        ("256 sequences of 1,024 tokens, NCCL's sums", "tensor_parallel-qwen3-8b-h200-batch256-9a107e9"),
+        ("Qwen3-8B's shape, NCCL's sums, not launched ahead", "tensor_parallel-qwen3-8b"),
         ("Qwen3-8B's shape, eager", "tensor_parallel-qwen3-8b-af3c580"),
         ("embedded model, eager", "tensor_parallel-embedded"),
     ):
@@ -213,7 +243,14 @@ def count_lines(folder: Path) -> int:
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in folder.rglob("*.py"))
 
 
-TABLES = {"speed": speed, "attention": attention, "parallel": parallel, "cpu": cpu, "lines": lines}
+TABLES = {
+    "speed": speed,
+    "by-commit": by_commit,
+    "attention": attention,
+    "parallel": parallel,
+    "cpu": cpu,
+    "lines": lines,
+}
 
 CHINESE = {
     "bench, output tokens/s": "bench，每秒输出 token 数",

@@ -14,6 +14,7 @@ import pytest
 from random_models import SHAPES, layer_tensors
 
 from nanovllm.config import EMBEDDED_MODEL, ModelConfig
+from nanovllm.kernels.paged_decode import CONFIGS
 from nanovllm.utils.memory import kv_bytes_per_token
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +132,7 @@ def test_kernels_and_idle_shares():
 
 def test_before_and_after_on_an_h200():
     def both(name: str) -> tuple[float, float]:
-        before, after = result(f"{name}-h200-276eb4a"), result(f"{name}-h200")
+        before, after = result(f"{name}-h200-276eb4a"), result(f"{name}-h200-9a107e9")
         assert before["commit"].startswith("276eb4a") and after["commit"].startswith("9a107e9")
         assert before["device"]["name"] == after["device"]["name"] == "NVIDIA H200"
         return before["median"], after["median"]
@@ -142,13 +143,35 @@ def test_before_and_after_on_an_h200():
         (32, "from {:.3f} to {:.3f}"),
     ):
         assert words.format(*both(f"latency_bs{batch}-nanovllm-graphs")) in TEXT
-    before, after = both("latency_bs128-nanovllm-graphs")
-    assert f"{after:.3f} and {before:.3f} ms" in TEXT
-    assert "from {:,.0f} to {:,.0f} tokens/s".format(*both("throughput-nanovllm-graphs")) in TEXT
-    for name, words in (("h200", "{:.2f} ms on two H200s, {:.2f} on one"), ("h200-batch256", "{:.2f} and {:.2f} ms")):
+    assert "{:,.0f} and {:,.0f} tokens/s (`throughput".format(*both("throughput-nanovllm-graphs")) in TEXT
+    now = result("throughput-nanovllm-graphs-h200")
+    assert now["commit"].startswith("60e35ce") and now["device"]["name"] == "NVIDIA H200"
+    assert f"`throughput-nanovllm-graphs-h200.json`: {now['median']:,.0f} tokens/s" in TEXT
+    for name, words in (
+        ("h200-9a107e9", "{:.2f} ms on two H200s, {:.2f} on one"),
+        ("h200-batch256-9a107e9", "{:.2f} and {:.2f} ms"),
+        ("h200", "{:.2f} ms on two H200s, {:.2f} on one"),
+        ("h200-batch256", "{:.2f} and {:.2f} ms"),
+    ):
         ranks = result(f"tensor_parallel-qwen3-8b-{name}")
         two, one = ranks["median"], ranks["median_of_one_process"]
         assert f"{words.format(two, one)}: {math.floor(one / two * 100) / 100:.2f} times" in TEXT
+
+
+def test_configurations_of_decode_attention():
+    run = json.loads((ROOT / "notebooks" / "data" / "decode_configs.json").read_text(encoding="utf-8"))
+    rows = {tuple(row["config"].values()): row for row in run["rows"]}
+
+    def medians(config: tuple[int, ...]) -> tuple[float, ...]:
+        return tuple(statistics.median(rows[config][key]) for key in ("alone_us", "between_us", "bench"))
+
+    before, three, two = ((64, 3, 4, 2), (16, 8, 1, 3), (16, 8, 1, 2))
+    assert tuple(CONFIGS[256]) == two
+    assert "{} {:.1f}, {:.1f} microseconds and {:,.0f} tokens/s".format(before, *medians(before)) in TEXT
+    for config in (three, two):
+        assert "{} {:.1f}, {:.1f} and {:,.0f}".format(config, *medians(config)) in TEXT
+    assert max(abs(a / b - 1) for a, b in zip(medians(three)[:2], medians(two)[:2], strict=True)) < 0.01
+    assert abs(1 - medians(three)[2] / medians(two)[2] - 1 / 12) < 0.01
 
 
 def test_predictions_from_bytes():

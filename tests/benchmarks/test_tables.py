@@ -116,11 +116,27 @@ def test_every_table_says_where_it_comes_from(tmp_path):
 def test_two_gpus_beside_one_are_told_apart_by_their_gpu():
     """An H100's row must not be compared with an H200's."""
     text = tables.parallel(tables.RESULTS, PEERS)
-    found = {start: row(text, start) for start in ("Qwen3-8B's shape, launched", "the same", "Qwen3-8B's shape, not")}
-    assert [cells[1] for cells in found.values()] == ["H200", "H200", "H100"]
-    assert [cells[4] for cells in found.values()] == ["1.26 x", "1.47 x", "1.14 x"]
+    starts = (r"Qwen3-8B's shape \|", r"256 sequences of 1,024 tokens \|", r"Qwen3-8B's shape, NCCL's sums \|")
+    found = [row(text, start) for start in (*starts, "Qwen3-8B's shape, NCCL's sums, not")]
+    assert [cells[1] for cells in found] == ["H200", "H200", "H200", "H100"]
+    assert [cells[4] for cells in found] == ["1.48 x", "1.79 x", "1.26 x", "1.14 x"]
     workload = tables.load(tables.RESULTS, "tensor_parallel-qwen3-8b-h200-batch256")["workload"]
-    assert found["the same"][0].endswith("{batch} sequences of {prompt_tokens:,} tokens".format(**workload))
+    assert found[1][0] == "{batch} sequences of {prompt_tokens:,} tokens".format(**workload)
+
+
+def test_commits_are_compared_on_one_kind_of_gpu(tmp_path):
+    assert tables.by_commit(tmp_path, PEERS) == "Not measured yet.\n"
+    for version, ours in (("-h200-276eb4a", 100.0), ("-h200-9a107e9", 90.0), ("-h200", 120.0)):
+        write(tmp_path, f"throughput-nanovllm-graphs{version}", [ours])
+        write(tmp_path, f"latency_bs8-nanovllm-graphs{version}", [ours])
+    assert row(tables.by_commit(tmp_path, PEERS), "bench")[1:] == ["100", "90.0", "**120**", "1.20 x"]
+    assert row(tables.by_commit(tmp_path, PEERS), "batch 8")[4] == "behind: 0.83 x"
+    for name in ("throughput", *(f"latency_bs{batch}" for batch in (1, 8, 32, 128))):
+        records = [
+            tables.load(tables.RESULTS, f"{name}-nanovllm-graphs{version}")
+            for version in ("-h200-276eb4a", "-h200-9a107e9", "-h200")
+        ]
+        assert {record["device"]["name"] for record in records} == {"NVIDIA H200"}
 
 
 def test_a_cold_first_round_is_no_sample():
