@@ -14,12 +14,16 @@ from pathlib import Path
 import engine_process
 import pytest
 import throughput
+import torch
 from profile_step import idle
 
 from course.recorded import faults
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("throughput", "latency", "startup", "profile_step", "tensor_parallel", "cpu_vs_transformers")
+SCRIPTS = (
+    *("throughput", "latency", "startup", "profile_step", "tensor_parallel", "cpu_vs_transformers"),
+    "record_decode_configs",
+)
 
 
 def run(script: str, *arguments: object, path: Path | None = None) -> subprocess.CompletedProcess:
@@ -47,6 +51,12 @@ def test_help(script, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"), run_name="__main__")
     assert end.value.code == 0 and "--out" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what it needs where there is no GPU")
+def test_configurations_of_decode_attention_need_a_gpu():
+    result = run("record_decode_configs")
+    assert result.returncode == 2 and "needs a CUDA device" in result.stderr
 
 
 def test_throughput(tmp_path):
