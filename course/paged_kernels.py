@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import os
 import random
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -437,6 +438,11 @@ def busiest(pieces: Sequence[Piece]) -> int:
     return max(piece.start + piece.tiles for piece in pieces)
 
 
+def tokens_ahead(config: DecodeConfig) -> int:
+    """Tokens whose keys and values the programs of one multiprocessor have asked for before they work on them."""
+    return config.programs_per_sm * (config.stages - 1) * config.tile
+
+
 def ragged_lengths(count: int, shortest: int, longest: int, seed: int = 0) -> list[int]:
     """Context lengths drawn evenly between the two, both included."""
     rng = random.Random(seed)
@@ -527,6 +533,25 @@ def step_runs() -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
         runs["here"] = [time_steps(name, lengths, 5, **shape) for name, lengths in workloads().items()]
         badges.append(f"measured now on {torch.cuda.get_device_name()}")
     return runs, badges or [_NOT_RECORDED]
+
+
+class ConfigTimes(NamedTuple):
+    """Medians of one configuration in the record: microseconds of a call, and output tokens/s of the whole bench."""
+
+    config: DecodeConfig
+    alone: float
+    between: float
+    bench: float
+
+
+def config_times(run: recorded.Recorded) -> list[ConfigTimes]:
+    """The rows of the record "decode_configs"."""
+    return [
+        ConfigTimes(
+            DecodeConfig(**row["config"]), *(statistics.median(row[k]) for k in ("alone_us", "between_us", "bench"))
+        )
+        for row in run["rows"]
+    ]
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------
@@ -668,6 +693,29 @@ def draw_steps(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     return figure
 
 
+def draw_configs(times: Sequence[ConfigTimes]) -> Any:
+    """What the whole bench does against what a call takes, alone and between other kernels: a colour for each configuration."""
+    figure, axis = plots.figure(figsize=(7.2, 3.6))
+    for row, colour in zip(times, plots.COLOURS, strict=False):
+        config = row.config
+        axis.plot([row.alone, row.between], [row.bench, row.bench], color=colour, linewidth=1)
+        axis.plot(row.alone, row.bench, "o", color=colour, markerfacecolor="white")
+        axis.plot(row.between, row.bench, "o", color=colour)
+        warps = "1 warp" if config.warps == 1 else f"{config.warps} warps"
+        words = f"{config.programs_per_sm} programs of {warps}, {config.stages} tiles of {config.tile} in hand"
+        axis.annotate(
+            words, (row.between, row.bench), (0, 8), textcoords="offset points", ha="center", fontsize=8, color=colour
+        )
+    axis.plot([], [], "o", color=plots.COLOURS[6], markerfacecolor="white", label="alone")
+    axis.plot([], [], "o", color=plots.COLOURS[6], label="between other kernels")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axis.set(xlabel="µs a call (neither axis begins at 0)", ylabel="the bench, tokens/s")
+    axis.set_title("Faster alone is not faster in the whole")
+    axis.margins(x=0.4, y=0.2)
+    axis.legend(loc="lower right")
+    return figure
+
+
 # --- exercises of notebook 10 --------------------------------------------------------------------------------------
 
 _UNWRITTEN = -7777.0
@@ -756,7 +804,7 @@ def _online_step(step: Callable[[State, Tensor, Tensor], State]) -> str:
 
 @checker("even-shares")
 def _even_shares(share_: Callable[[int, int, int], tuple[int, int]]) -> str:
-    for total, programs in ((12, 4), (10, 4), (3, 5), (25 * 396 + 7, 396), (1, 1)):
+    for total, programs in ((12, 4), (10, 4), (3, 5), (4096, 528), (1, 1)):
         shares = [tuple(int(tile) for tile in share_(program, programs, total)) for program in range(programs)]
         what = f"With {total} tiles and {programs} programs"
         sizes = [end - first for first, end in shares]

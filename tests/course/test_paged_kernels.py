@@ -21,7 +21,7 @@ pytest.importorskip("triton")
 from course import paged_kernels as lesson
 from course.exercises import CORRECT, WRONG, grade
 from nanovllm.attention import AttentionMetadata, get_backend
-from nanovllm.kernels.paged_decode import INTERPRETER_SMS, DecodeConfig, plan_decode
+from nanovllm.kernels.paged_decode import INTERPRETER_SMS, DecodeConfig, default_config, plan_decode
 
 LENGTHS = [37, 5, 60, 16]
 RECORD = (
@@ -122,7 +122,7 @@ def test_gather_copies_once_repeats_once_and_reads_that():
     assert heavy.count("bmm") == 2
 
 
-@pytest.mark.parametrize("config", [None, DecodeConfig(64, 3, 4, 2), DecodeConfig(16, 8, 1, 3)])
+@pytest.mark.parametrize("config", [None, DecodeConfig(64, 3, 4, 2), DecodeConfig(16, 8, 1, 2)])
 @pytest.mark.parametrize("lengths", [[150, 40, 300, 90], [300], [16], [1040, 7]])
 def test_even_shares_are_the_engines(lengths, config):
     case = lesson.make_case(lengths)
@@ -152,6 +152,19 @@ def test_the_records_are_of_the_configuration_that_the_lesson_names():
     names = ["paged_kernels", "kernels", "decode_attention-triton", "decode_attention_ragged-triton"]
     for commit in {recorded.load(name)["commit"] for name in names}:
         assert f"`{commit[:7]}`" in text
+
+
+def test_the_engine_has_the_configuration_that_the_bench_chose():
+    """The lesson says so: of the recorded ones, the engine's for many pairs is the one with which the whole is fastest."""
+    times = lesson.config_times(recorded.load("decode_configs"))
+    best = max(times, key=lambda row: row.bench)
+    assert best.config == default_config(128, 2, num_pairs=2048)
+    one_more = next(row for row in times if row.config == best.config._replace(stages=3))
+    before = next(row for row in times if row.config == DecodeConfig(64, 3, 4, 2))
+    for name in ("alone", "between"):  # the same time as the engine's, and a shorter one than the configuration before
+        assert getattr(one_more, name) == pytest.approx(getattr(best, name), rel=0.005)
+        assert getattr(one_more, name) < 0.95 * getattr(before, name)
+    assert one_more.bench < before.bench < 0.97 * best.bench
 
 
 @pytest.mark.parametrize("programs", [1, 3, 7, 40])
@@ -213,6 +226,7 @@ def test_pictures_can_be_drawn(case):
         lesson.draw_online(torch.randn(40, generator=generator), torch.randn(40, 3, generator=generator), 8),
         lesson.draw_shares(100, 3),
         lesson.draw_rates(recorded.load("kernels")),
+        lesson.draw_configs(lesson.config_times(recorded.load("decode_configs"))),
         lesson.draw_steps({"recorded": loads}),
         lesson.draw_steps({"recorded": loads, "here": loads}),
     ]
