@@ -233,3 +233,13 @@ def decode_us(kind: str, batch: int, kernel: str) -> float:
     wanted = f"decode {kind} batch {batch} block 256 {kernel}"
     (row,) = (row for row in recorded.load("kernels")["rows"] if row["kernel"] == wanted)
     return statistics.median(row["us"])
+
+
+def decode_config(warps: int, stages: int, what: str) -> float:
+    """The recorded median of decode attention with programs of `warps` warps and `stages` tiles in hand.
+
+    `what`: "alone_us" or "between_us", microseconds of a call, or "bench", output tokens/s of the whole bench.
+    """
+    rows = recorded.load("decode_configs")["rows"]
+    (row,) = (row for row in rows if (row["config"]["warps"], row["config"]["stages"]) == (warps, stages))
+    return statistics.median(row[what])
