@@ -79,12 +79,12 @@ class LaunchedStep:
     Args:
         drawn: (R) int64, the tokens that the step draws, on the device; may be overwritten by the next step.
         rows: for each entry of the batch the row of its token, or None where it samples none.
-        check: raises where the step turns out to have failed; is called once it is over.
+        wait: waits for the event that ends the step, None on a CPU, and raises where the step turns out to have failed.
     """
 
-    def __init__(self, drawn: torch.Tensor, rows: list[int | None], check: Callable[[], None] | None = None):
+    def __init__(self, drawn: torch.Tensor, rows: list[int | None], wait: Callable[[torch.cuda.Event | None], None]):
         self._rows = rows
-        self._check = check
+        self._wait = wait
         self._event: torch.cuda.Event | None = None
         self._host = drawn
         if drawn.is_cuda:
@@ -97,10 +97,7 @@ class LaunchedStep:
 
     def tokens(self) -> list[int | None]:
         """Waits for the step. A token for each entry of the batch that samples, None for the others."""
-        if self._event:
-            self._event.synchronize()
-        if self._check:
-            self._check()
+        self._wait(self._event)
         tokens = self._host.tolist()
         return [None if row is None else tokens[row] for row in self._rows]
 
@@ -329,7 +326,7 @@ class ModelRunner:
         self._share_drawn(len(tokens), in_rows=False)
         numbers = iter(range(len(seqs)))
         rows = [next(numbers) if entry.samples else None for entry in batch.scheduled]
-        return LaunchedStep(tokens, rows, self._check_step)
+        return LaunchedStep(tokens, rows, self._wait_for_step)
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         """(B, vocab_size) for the B entries that sample."""
@@ -358,7 +355,7 @@ class ModelRunner:
             self._share_drawn(num_seqs, in_rows=True)  # the others have what the graph drew
         index_of = self._drawn.index_of
         places = [index_of[entry.seq.seq_id] for entry in batch.scheduled]
-        return LaunchedStep(rows.tokens[:num_seqs], places, self._check_step)
+        return LaunchedStep(rows.tokens[:num_seqs], places, self._wait_for_step)
 
     def _replay(self, changes: RowChanges, num_seqs: int) -> None:
         """Changes the rows and replays a graph on the first `num_seqs`."""
@@ -369,8 +366,10 @@ class ModelRunner:
         """(B, vocab_size), the logits of these B rows in the last replay: a graph leaves each rank with its own tokens'."""
         return self.model.lm_head.gather(self._row_logits[torch.tensor(rows, device=self.device)])
 
-    def _check_step(self) -> None:
-        """Raises RuntimeError where a finished step's tokens mean nothing."""
+    def _wait_for_step(self, end: torch.cuda.Event | None) -> None:
+        """Waits for a step's end. Raises RuntimeError where its tokens mean nothing."""
+        if end:
+            end.synchronize()
 
     def _share_drawn(self, number: int, in_rows: bool) -> None:
         """For processes that share the model: gives what this one has drawn to the others."""

@@ -187,8 +187,10 @@ class ParallelModelRunner(ModelRunner):
                 self._workers.send("take_drawn", number, in_rows)
                 self._tp.broadcast(self._drawn.tokens[:number])
 
-    def _check_step(self) -> None:
-        self._workers.check()  # an aborted NCCL collective ends without an exception, and its result means nothing
+    def _wait_for_step(self, end: torch.cuda.Event | None) -> None:
+        with self._workers.waiting():
+            super()._wait_for_step(end)
+        self._workers.check()  # an aborted sum ends without an exception, and its result means nothing
 
     def close(self) -> None:
         self.graphs = None  # they hold the group's collectives
@@ -346,6 +348,7 @@ class Workers:
         inboxes: what rank 0's kernels sum through, or None.
         failure: what ended the group before its time, or None. It cannot be mended: the ranks are out of step.
         serving: whether the workers wait for commands, so that they can be told to end.
+        waiting_since: since when (`time.monotonic`) rank 0 may be waiting in a kernel of ours, or None.
     """
 
     commands: SharedMemoryCommands | BroadcastCommands
@@ -355,6 +358,7 @@ class Workers:
     def __init__(self) -> None:
         self.failure: str | None = None
         self.serving = False
+        self.waiting_since: float | None = None
 
     def check(self) -> None:
         """Raises RuntimeError where the group has failed."""
@@ -372,7 +376,7 @@ class Workers:
         Ctrl-C waits until the step is over: rank 0 would leave the others waiting in an all-reduce.
         """
         self.check()
-        with _ctrl_c_afterwards():
+        with _ctrl_c_afterwards(), self.waiting():
             try:
                 yield
             except BaseException as error:
@@ -383,17 +387,35 @@ class Workers:
                     raise RuntimeError(self.failure) from None
                 if isinstance(error, RuntimeError) and "timed out" in str(error).lower():
                     traceback.clear_frames(error.__traceback__)
-                    seconds = answer_timeout().total_seconds()
-                    self.fail(f"ranks did not answer for {seconds:g} seconds ({TIMEOUT_VARIABLE} sets how many).")
+                    self.fail_silent()
                     raise RuntimeError(self.failure) from None
                 self.fail(f"rank 0 raised {type(error).__name__}: {error}")
                 raise
         self.check()
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For a step, or its end. In collectives PyTorch measures how long a rank is silent; in kernels of ours nobody does."""
+        self.waiting_since = time.monotonic() if self.serving and self.inboxes else None
+        try:
+            yield
+        finally:
+            self.waiting_since = None
+
+    @property
+    def silent(self) -> bool:
+        """Whether rank 0 has waited for longer than the ranks may take to answer."""
+        since = self.waiting_since
+        return since is not None and time.monotonic() - since > answer_timeout().total_seconds()
+
     def fail(self, reason: str) -> None:
         """Ends the group. The first reason is kept: what follows are its consequences."""
         if self.failure is None:
             self.failure = f"this engine was closed, because tensor-parallel {reason}"
+
+    def fail_silent(self) -> None:
+        seconds = answer_timeout().total_seconds()
+        self.fail(f"ranks did not answer for {seconds:g} seconds ({TIMEOUT_VARIABLE} sets how many).")
 
     def end_waiting(self) -> None:
         """Ends what rank 0 may wait for other ranks in: its own kernels, and the group's."""
@@ -420,8 +442,8 @@ class Workers:
 class SpawnedWorkers(Workers):
     """Processes of this host, started by this one and gone when it goes.
 
-    A thread waits for any of them to end: then it takes down the other ones, which breaks the connections that rank 0
-    may be waiting on.
+    A thread waits for any of them to end, or to be silent for too long: then it takes down the others, which breaks the
+    connections that rank 0 may be waiting on, and ends its kernels' waits.
     """
 
     def __init__(self, arguments: tuple, device: torch.device):
@@ -485,9 +507,14 @@ class SpawnedWorkers(Workers):
 
     def _watch(self) -> None:
         ranks = {process.sentinel: rank for rank, process in enumerate(self._processes, 1)}
-        ended = [ranks[sentinel] for sentinel in connection.wait(list(ranks))]
-        if self._closing:
-            return
+        ended: list[int] = []
+        while not ended:
+            ended = [ranks[sentinel] for sentinel in connection.wait(list(ranks), timeout=POLL_SECONDS)]
+            if self._closing:
+                return
+            if not ended and self.silent:
+                self.fail_silent()
+                return
         codes = {}
         for rank in ended:
             self._processes[rank - 1].join(GRACE_SECONDS)

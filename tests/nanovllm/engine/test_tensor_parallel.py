@@ -564,23 +564,29 @@ if __name__ == "__main__":
     def stop(*args):  # the worker may have sent its part of this sum already, but not of the next one
         all_reduce.sum_add_rms_norm = kernel
         os.kill(worker, signal.SIGSTOP)
-        threading.Timer(1, os.kill, (worker, signal.SIGKILL)).start()
+        if sys.argv[3] == "killed":
+            threading.Timer(1, os.kill, (worker, signal.SIGKILL)).start()
+        else:
+            os.environ["NANOVLLM_TIMEOUT_SECONDS"] = "4"
         return kernel(*args)
     all_reduce.sum_add_rms_norm = stop
     llm.generate([[1, 2, 3]], params, use_tqdm=False)
 """
 
 
-def test_norms_sum_over_the_ranks(four_heads, tmp_path):
+@pytest.mark.parametrize(
+    "lost, reason", [("killed", "rank 1 was killed"), ("stopped", "ranks did not answer for 4 seconds")]
+)
+def test_norms_sum_over_the_ranks(lost, reason, four_heads, tmp_path):
     """Our kernel through Triton's interpreter; then a rank is lost while rank 0 waits for it there."""
     pytest.importorskip("triton")
     prompts = random_prompts(3, 3, 20, seed=10)
-    result = run_script(tmp_path, SUMS_IN_NORMS, four_heads.folder, prompts)
+    result = run_script(tmp_path, SUMS_IN_NORMS, four_heads.folder, prompts, lost)
     drawn, calls = result.stdout.splitlines()
     assert drawn == str(four_heads.greedy(prompts, 5))
     assert sum(map(len, prompts)) > 16  # so the first step's sums are the group's
     assert calls == "16 True"  # four steps of two layers
-    assert "RuntimeError: this engine was closed, because tensor-parallel rank 1 was killed" in result.stderr
+    assert f"RuntimeError: this engine was closed, because tensor-parallel {reason}" in result.stderr
 
 
 def test_torchrun_ends_when_a_worker_fails(four_heads, tmp_path):
