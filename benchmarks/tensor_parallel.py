@@ -1,8 +1,9 @@
 """Tensor parallel beside one process: the same tokens, and what a decode step costs.
 
 Both draw greedy tokens for the same prompts with the same weights in float32 and must agree. Then each decodes
-`--batch` sequences in `--dtype`; a sample is the time of one step in which every sequence decodes. On GPUs the ranks talk
-through NCCL, one GPU each, on CPUs through gloo.
+`--batch` sequences in `--dtype`; a sample is the time of one step in which every sequence decodes. The ranks are a group of
+NCCL's with one GPU each, or of gloo's on CPUs. Where they can write each other's memory, a kernel of ours sums few rows
+(`nanovllm.utils.inboxes`): a record's "group" names the group, not who sums, which its commit tells.
 """
 
 from __future__ import annotations

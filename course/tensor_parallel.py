@@ -306,9 +306,10 @@ def decode_step_seconds(llm: Any, batch: int = 8, steps: int = 30) -> float:
 
 
 def num_collectives(config: ModelConfig) -> int:
-    """Collectives of a forward pass: two all-reduces a layer, one for the embedding, one all-gather for the logits.
+    """Collectives of a step: two sums a layer, one for the embedding, and one after the LM head.
 
-    The broadcast of the drawn tokens, once a step, is not among them.
+    Whose kernel sums does not change their number. The last one gathers the logits, or takes the maximum of what the ranks
+    have drawn from theirs. Where rank 0 draws, it broadcasts the tokens as well: once a step, and not among these.
     """
     return 2 * config.num_hidden_layers + 2
 
@@ -347,17 +348,19 @@ def recorded_parts(run: Any, config: ModelConfig) -> dict[str, dict[str, float]]
 
     Only the reading of the weights and of the prompts' KV cache is halved, and all the rest of one GPU's step is "fixed".
     What two GPUs take on top is then the least that collectives and waiting cost: whatever else is halved in truth, they
-    cost more.
+    cost more. Where two GPUs take less than that, part of the rest was halved as well: then it is "fixed" that is smaller,
+    and the least is 0.
     """
     one, two, work = run["median_of_one_process"], run.median, run["workload"]
     a_millisecond = BYTES_A_SECOND[run["device"]["name"]] / 1e3
     reading = read_bytes(config) / a_millisecond
     cached = kv_read_bytes(config, work["batch"], work["prompt_tokens"]) / a_millisecond
     fixed = one - reading - cached
-    collectives = two - fixed - (reading + cached) / 2
+    rest = two - (reading + cached) / 2
+    shared = min(fixed, rest)
     return {
         "1 GPU": {"fixed": fixed, "weights": reading, "KV cache": cached, "collectives": 0.0},
-        "2 GPUs": {"fixed": fixed, "weights": reading / 2, "KV cache": cached / 2, "collectives": collectives},
+        "2 GPUs": {"fixed": shared, "weights": reading / 2, "KV cache": cached / 2, "collectives": rest - shared},
     }
 
 
@@ -369,6 +372,8 @@ def kv_read_bytes(config: ModelConfig, batch: int, context: int, itemsize: int =
 
 def collective_us(run: Any, config: ModelConfig) -> dict[str, float]:
     """Microseconds of each collective of a recorded run on two GPUs, with the waiting around it.
+
+    A kernel that does more than the sum counts with what it takes longer than the same without the sum on one GPU.
 
     Returns: "least", were nothing but the bytes read halved (`recorded_parts`); "most", were all of one GPU's step halved;
     "goal", what `GOAL` would leave for each, were all halved.
@@ -488,9 +493,14 @@ def draw_recorded(runs: dict[str, Any]) -> Any:
 
 
 def draw_recorded_parts(runs: dict[str, Any], config: ModelConfig) -> Any:
-    """`recorded_parts` of each run as stacked bars, and where the goal for two GPUs is."""
-    figure, axes = plots.figure(1, len(runs), figsize=(9.6, 2.9))
-    for axis, (title, run) in zip(axes, runs.items(), strict=True):
+    """`recorded_parts` of each run as stacked bars, two runs a row, and where the goal for two GPUs is.
+
+    Runs below each other have the same axis.
+    """
+    rows = -(-len(runs) // 2)
+    figure, axes = plots.figure(rows, 2, figsize=(9.6, 0.6 + 2.3 * rows), sharex="col", squeeze=False)
+    for number, (title, run) in enumerate(runs.items()):
+        axis = axes[number // 2, number % 2]
         parts = recorded_parts(run, config)
         widest = max(sum(each.values()) for each in parts.values())
         for row, each in enumerate(parts.values()):
@@ -512,9 +522,11 @@ def draw_recorded_parts(runs: dict[str, Any], config: ModelConfig) -> Any:
         axis.axvline(goal, color="#2B2B2B", linestyle="--", linewidth=1.5, label=f"{GOAL} times as fast as 1 GPU")
         axis.set_yticks(range(len(parts)), list(parts))
         axis.invert_yaxis()
-        axis.set(xlim=(0, 1.04 * widest), xlabel="ms a decode step", title=title)
+        axis.set_title(title)
         axis.grid(axis="y", visible=False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    for axis in axes[-1]:
+        axis.set(xlim=(0, 1.04 * axis.get_xlim()[1]), xlabel="ms a decode step")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 
@@ -595,8 +607,8 @@ def _break_even(largest: Callable[[float, int, int], float]) -> str:
         8e-3 / 74: "With 2 ranks each still reads half of the weights: only 4 of the 8 ms are saved.",
         4e-3 / 36: "There are two all-reduces in a layer: one after attention, one after the MLP.",
         4e-3 / 38: "There are two all-reduces in a layer: one after attention, one after the MLP.",
-        4e-3 / 72: "Nearly: the embedding needs an all-reduce as well, and the logits an all-gather.",
-        4e-3 / 73: "Nearly: the embedding needs an all-reduce as well, and the logits an all-gather.",
+        4e-3 / 72: "Nearly: the embedding needs an all-reduce as well, and the logits an all-gather or a maximum.",
+        4e-3 / 73: "Nearly: the embedding needs an all-reduce as well, and the logits an all-gather or a maximum.",
     }
     for value, message in known.items():
         if isinstance(got, float) and abs(got - value) < 1e-9:

@@ -41,5 +41,6 @@ EXHIBIT = Exhibit(
     fixed=fixed,
     detect=detect,
     source="Easy to make when a layer is split by hand; in the engine RowParallelLinear.forward of "
-    "nanovllm/layers/linear.py adds up. A test with one rank cannot find it.",
+    "nanovllm/layers/linear.py adds up, or for few rows on GPUs the norm after it (nanovllm/models/summing_norms.py). "
+    "A test with one rank cannot find it.",
 )
