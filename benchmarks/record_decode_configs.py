@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from common import ROOT, record, write
+from engines import TOKEN_IDS
 from random_models import describe, model_folder, vocab_size
 from throughput import bench_requests
 
@@ -61,7 +62,7 @@ def bench(
     """Output tokens a second of each round but the first."""
     paged_decode.CONFIGS[256] = config
     params = [SamplingParams(temperature=0.6, max_tokens=tokens, ignore_eos=True) for tokens in output_tokens]
-    ids = min(10_001, vocab_size(folder))
+    ids = min(TOKEN_IDS, vocab_size(folder))
     rates = []
     with LLM(folder, max_model_len=4096, max_num_batched_tokens=16384) as llm:
         for number in range(rounds):
@@ -88,7 +89,7 @@ def main() -> None:
     if args.rounds < 2:
         parser.error("--rounds must be at least 2: the first round is cold")
 
-    prompts, output_tokens = bench_requests(256, 100, 1024, 10_001, 0)
+    prompts, output_tokens = bench_requests(256, 100, 1024, TOKEN_IDS, 0)
     contexts = [len(p) + args.step for p, n in zip(prompts, output_tokens, strict=True) if n > args.step]
     load = DecodeWorkload(contexts, block_size=16)
     rows = []

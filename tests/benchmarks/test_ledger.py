@@ -15,6 +15,7 @@ from random_models import SHAPES, layer_tensors
 
 from nanovllm.config import EMBEDDED_MODEL, ModelConfig
 from nanovllm.kernels.paged_decode import CONFIGS
+from nanovllm.utils import inboxes
 from nanovllm.utils.memory import kv_bytes_per_token
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,6 +157,18 @@ def test_before_and_after_on_an_h200():
         ranks = result(f"tensor_parallel-qwen3-8b-{name}")
         two, one = ranks["median"], ranks["median_of_one_process"]
         assert f"{words.format(two, one)}: {math.floor(one / two * 100) / 100:.2f} times" in TEXT
+
+
+def test_what_the_ranks_exchange():
+    large = SHAPES["qwen3-8b"]
+    load = result("tensor_parallel-qwen3-8b-h200-batch256")["workload"]
+    logits = load["batch"] * large.vocab * 2
+    assert f"received {logits / 2 / 1e6:.0f} MB of logits a step, copied {logits / 1e6:.0f} MB" in TEXT
+    cached = load["batch"] * load["prompt_tokens"] * large.layers * 2 * large.kv_heads * large.head_dim * 2
+    assert f"reads {cached / 1e9:.0f} GB" in TEXT
+    assert f"More than {inboxes.MAX_ROWS} rows" in TEXT
+    comparison = (ROOT / "NANO_VLLM_VS_VLLM.md").read_text(encoding="utf-8")
+    assert f"up to {inboxes.MAX_ROWS} rows within a host" in comparison
 
 
 def test_configurations_of_decode_attention():
